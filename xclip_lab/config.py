@@ -1,0 +1,428 @@
+"""Frozen dataclasses for everything a run can be told, and the one way into them: `load_config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from xclip_lab.errors import ConfigError
+from xclip_lab.heads import HEADS
+from xclip_lab.registry import did_you_mean
+
+if TYPE_CHECKING:  # to a type checker they are plain numbers; jsonargparse checks the ranges
+    PositiveInt = NonNegativeInt = int
+    PositiveFloat = NonNegativeFloat = ClosedUnitInterval = float
+else:
+    from jsonargparse.typing import (
+        ClosedUnitInterval,
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+    )
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of a CLIP ViT that open_clip has no name for."""
+
+    embed_dim: PositiveInt = 512
+    image_size: PositiveInt = 224
+    patch_size: PositiveInt = 32
+    vision_width: PositiveInt = 768
+    vision_layers: PositiveInt = 12
+    vision_heads: PositiveInt = 12
+    text_width: PositiveInt = 512
+    text_layers: PositiveInt = 12
+    text_heads: PositiveInt = 8
+    context_length: PositiveInt = 77
+    vocab_size: PositiveInt = 49408
+    quick_gelu: bool = True
+
+
+@dataclass(frozen=True)
+class TowersConfig:
+    """CLIP's two towers.
+
+    `name` is a ViT that open_clip knows (`ViT-B-32-quickgelu`), or null with `architecture` given.
+    `pretrained` is an open_clip tag (`openai`), a file (OpenAI's archive, a state dict, safetensors) or
+    null for random weights. `freeze_layer_num`: -1 trains everything, 0 freezes embeddings and stems, n also
+    the first n blocks of both towers (official). `precision` `fp16` keeps the towers' matrices in half
+    precision as the official runs do (ledger 6).
+    """
+
+    name: str | None = "ViT-B-32-quickgelu"
+    architecture: TowerSizes | None = None
+    pretrained: str | None = "openai"
+    gradient_checkpointing: bool = False
+    freeze_layer_num: int = -1
+    precision: Literal["fp32", "fp16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """What runs over a video's frames: `agg_module` and the number of its transformer layers."""
+
+    agg_module: Literal["meanP", "seqLSTM", "seqTransf"] = "seqTransf"
+    layers: PositiveInt = 4
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that `create_model` needs. `head` is the dataclass of the head that `head.name` names."""
+
+    towers: TowersConfig
+    temporal: TemporalConfig
+    head: Any
+    max_words: PositiveInt = 32
+    max_frames: PositiveInt = 12
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Generated clips (see `xclip_lab.synthetic`). `size` is the side in pixels, `level_shares` the share of
+    the levels 1 to 4."""
+
+    train_clips: PositiveInt = 2000
+    val_clips: NonNegativeInt = 0
+    test_clips: PositiveInt = 200
+    size: PositiveInt = 64
+    frames: PositiveInt = 16
+    fps: PositiveFloat = 8.0
+    level_shares: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1, 1, 1, 0)
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips, and how frames are taken from them.
+
+    `sampler` `official` takes `feature_framerate` frames a second and then `slice_framepos` (0 head, 1 tail,
+    2 uniform) cuts them to `max_frames`; `uniform` takes `max_frames` evenly spaced in time.
+    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `on_error` `skip` leaves out broken videos and counts them.
+    `preload` decodes every video once, before the first step, and keeps it in memory as uint8.
+    """
+
+    dataset: str = "folder"
+    root: str = "data"
+    protocol: str | None = None
+    train_split: str = "train"
+    val_split: str | None = "val"
+    test_split: str = "test"
+    sampler: Literal["official", "uniform"] = "official"
+    feature_framerate: PositiveInt = 1
+    slice_framepos: Literal[0, 1, 2] = 2
+    frame_order: Literal[0, 1, 2] = 0
+    workers: NonNegativeInt = 2
+    on_error: Literal["raise", "skip"] = "raise"
+    preload: bool = False
+    group_batches: bool = False
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """`official` is BertAdam with all its oddities (MODELS: recipe of the papers); `modern` is AdamW with
+    correct decay groups, bias correction and a cosine that starts after the warm-up.
+
+    `lr` is for new modules; what lies in CLIP's towers gets `lr * coef_lr`.
+    """
+
+    recipe: Literal["official", "modern"] = "official"
+    lr: PositiveFloat = 1e-4
+    coef_lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.2
+    warmup_proportion: ClosedUnitInterval = 0.1
+    beta1: ClosedUnitInterval = 0.9
+    beta2: ClosedUnitInterval = 0.98
+    eps: PositiveFloat = 1e-6
+    max_grad_norm: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop. `batch_size` pairs a step, in `accumulate` parts whose gradients are averaged (the official
+    accumulation: negatives come from one part only). `max_steps` ends early. `select` is the metric that
+    chooses the best checkpoint, on `data.val_split`. `checkpoint_every` and `log_every` count steps."""
+
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 128
+    accumulate: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    select: str = "t2v/R@1"
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 10
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """`batch_size` clips are encoded at once; `block_size` texts and videos scored at once. `bootstrap` draws
+    give the intervals. `allow_missing` videos may be absent or unreadable; the result then says so."""
+
+    batch_size: PositiveInt = 32
+    block_size: PositiveInt = 64
+    ties: Literal["pessimistic", "optimistic", "mean", "official"] = "pessimistic"
+    bootstrap: NonNegativeInt = 1000
+    allow_missing: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything of a run, resolved. `max_words` and `max_frames` as in the papers."""
+
+    preset: str
+    seed: NonNegativeInt
+    max_words: PositiveInt
+    max_frames: PositiveInt
+    towers: TowersConfig
+    temporal: TemporalConfig
+    head: Any
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+
+    @property
+    def model(self) -> ModelConfig:
+        """The part that `create_model` takes."""
+        return ModelConfig(self.towers, self.temporal, self.head, self.max_words, self.max_frames)
+
+
+_SECTIONS = {
+    "towers": TowersConfig,
+    "temporal": TemporalConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "evaluation": EvaluationConfig,
+}
+_SCALARS: dict[str, tuple[Any, Any]] = {
+    "seed": (NonNegativeInt, 0),
+    "max_words": (PositiveInt, 32),
+    "max_frames": (PositiveInt, 12),
+}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Every preset by name: the common values of its file with its own row over them."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(PRESETS.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        for name, row in content["presets"].items():
+            found[name] = _merge(content.get("common") or {}, row or {})
+    return found
+
+
+def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The resolved configuration of a run.
+
+    Args:
+        preset: a preset's name, or the path of a YAML file (such as a run's `config.yaml`).
+        overrides: dotted keys to values, such as `{"head.temperature": 0.1}`.
+
+    Raises:
+        ConfigError: unknown preset, key or value; says which, what is allowed and the nearest right spelling.
+
+    >>> load_config("quickstart", {"head.temperature": 0.1}).head.temperature
+    0.1
+    """
+    values, name = _preset_values(preset)
+    for key, value in (overrides or {}).items():
+        values = _merge(values, _nest(str(key), value))
+    return config_from_dict(values, name)
+
+
+def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunConfig:
+    """Validate nested plain values into a RunConfig; what is not given keeps its default."""
+    values = dict(values)
+    preset = values.pop("preset", preset)
+    sections = {key: values.pop(key, None) or {} for key in [*_SECTIONS, "head"]}
+    scalars = {key: _check(key, hint, values.pop(key, default)) for key, (hint, default) in _SCALARS.items()}
+    if values:
+        raise _unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS])
+    built = {key: _build(cls, sections[key], key) for key, cls in _SECTIONS.items()}
+    head = _build_head(sections["head"])
+    config = RunConfig(preset=preset, head=head, **scalars, **built)
+    _check_together(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain values; `config_from_dict` takes them back."""
+    return _plain(dataclasses.asdict(config))
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write the resolved config as YAML; `load_config(path)` reads it."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:
+    known = presets()
+    if str(preset) in known:
+        return known[str(preset)], str(preset)
+    if str(preset).endswith((".yaml", ".yml")):
+        path = Path(preset)
+        if not path.is_file():
+            raise ConfigError(f"no config file {path}")
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} does not hold a mapping of config keys")
+        return content, path.stem
+    raise ConfigError(
+        f"unknown preset {str(preset)!r}{did_you_mean(str(preset), known)} (known: {', '.join(sorted(known))})"
+    )
+
+
+def _build_head(values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"head: {values!r} is not allowed (expected keys such as head.name)")
+    name = values.get("name", "xclip")
+    return _build(HEADS[name].config_class, values, "head")
+
+
+def _build(cls: type, values: Any, prefix: str) -> Any:
+    """A dataclass from plain values, each leaf checked by jsonargparse under its dotted name."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix}: {values!r} is not allowed (expected keys such as {_example(cls, prefix)})")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise _unknown_key(f"{prefix}.{key}", list(_leaf_names(cls, prefix)))
+    built = {}
+    for key, value in values.items():
+        inner = _dataclass_of(hints[key])
+        if inner is not None and value is not None:
+            built[key] = _build(inner, value, f"{prefix}.{key}")
+        else:
+            built[key] = _check(f"{prefix}.{key}", hints[key], value)
+    return cls(**built)
+
+
+def _check(key: str, hint: Any, value: Any) -> Any:
+    """`value` as `hint`; a string is read as YAML would read it, so command line and notebook agree."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        checked = parser.parse_object({"value": value}).value
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})") from error
+    if checked is None and type(None) not in typing.get_args(hint):
+        raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})")
+    return checked
+
+
+def _expected(hint: Any, value: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        choices = [str(choice) for choice in typing.get_args(hint)]
+        return f"allowed: {', '.join(choices)}{did_you_mean(str(value), choices)}"
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_expected(part, value) for part in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    ranges = {
+        "PositiveInt": "a whole number above 0",
+        "NonNegativeInt": "a whole number, 0 or more",
+        "PositiveFloat": "a number above 0",
+        "NonNegativeFloat": "a number, 0 or more",
+        "ClosedUnitInterval": "a number from 0 to 1",
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "text",
+    }
+    name = getattr(hint, "__name__", str(hint))
+    return f"expected {ranges.get(name, str(hint).replace('jsonargparse.typing.', ''))}"
+
+
+def _check_together(config: RunConfig) -> None:
+    """What no single value can show."""
+    towers = config.towers
+    if (towers.name is None) == (towers.architecture is None):
+        raise ConfigError("towers: give either towers.name or towers.architecture, the other one null")
+    if config.train.accumulate > config.train.batch_size:
+        raise ConfigError(
+            f"train.accumulate: {config.train.accumulate} parts of a batch of {config.train.batch_size}; "
+            "it cannot exceed train.batch_size"
+        )
+    if config.max_words > 77:
+        raise ConfigError(f"max_words: {config.max_words} is not allowed (CLIP's text tower has 77 positions)")
+
+
+def _unknown_key(key: str, known: list[str]) -> ConfigError:
+    leaf = key.rsplit(".", 1)[-1]
+    everywhere = [name for name in _all_keys() if name.rsplit(".", 1)[-1] == leaf]
+    near = difflib.get_close_matches(key, [*known, *_all_keys()], n=1, cutoff=0.5)
+    guess = everywhere[0] if everywhere else (near[0] if near else None)
+    hint = f"; did you mean {guess!r}?" if guess else ""
+    return ConfigError(f"unknown key {key!r}{hint} (known here: {', '.join(known)})")
+
+
+def _all_keys() -> list[str]:
+    keys = list(_SCALARS)
+    for prefix, cls in _SECTIONS.items():
+        keys += _leaf_names(cls, prefix)
+    for name in HEADS.names():
+        keys += _leaf_names(HEADS[name].config_class, "head")
+    return keys
+
+
+def _leaf_names(cls: type, prefix: str) -> Iterator[str]:
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = _dataclass_of(hint)
+        if inner is None:
+            yield f"{prefix}.{name}"
+        else:
+            yield from _leaf_names(inner, f"{prefix}.{name}")
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    for part in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(part) and isinstance(part, type):
+            return part
+    return None
+
+
+def _example(cls: type, prefix: str) -> str:
+    return next(_leaf_names(cls, prefix))
+
+
+def _nest(dotted: str, value: Any) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):  # jsonargparse's restricted numbers are subclasses
+        if isinstance(value, kind):
+            return kind(value)
+    return value
