@@ -9,26 +9,15 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
+from xclip_lab.ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from xclip_lab.registry import did_you_mean
-
-if TYPE_CHECKING:  # to a type checker they are plain numbers; jsonargparse checks the ranges
-    PositiveInt = NonNegativeInt = int
-    PositiveFloat = NonNegativeFloat = ClosedUnitInterval = float
-else:
-    from jsonargparse.typing import (
-        ClosedUnitInterval,
-        NonNegativeFloat,
-        NonNegativeInt,
-        PositiveFloat,
-        PositiveInt,
-    )
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -258,6 +247,11 @@ def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunCo
     config = RunConfig(preset=preset, head=head, **scalars, **built)
     _check_together(config)
     return config
+
+
+def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """A ModelConfig from nested plain values, validated as `config_from_dict` does."""
+    return config_from_dict(values).model
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -78,13 +77,6 @@ def masked_frame_mean(frames: Tensor, mask: Tensor) -> Tensor:
     weights = mask.to(frames.dtype).unsqueeze(-1)
     mean = (normalize(frames, dim=-1) * weights).sum(1) / weights.sum(1)
     return normalize(mean, dim=-1)
-
-
-def masked_softmax(scores: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-    """Softmax over `dim`; where `mask` (broadcastable, 1 = real) is given, padded entries get weight 0."""
-    if mask is not None:
-        scores = scores.masked_fill(~mask.bool(), -torch.inf)
-    return scores.softmax(dim)
 
 
 HEADS: Registry[type[Head]] = Registry("head")

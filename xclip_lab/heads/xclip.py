@@ -1,14 +1,192 @@
-from dataclasses import dataclass
+"""X-CLIP (Ma et al. 2022): four contrasts between sentence, words, video and frames, fused by AOSM."""
 
-from xclip_lab.heads.base import HEADS, Head
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from xclip_lab.aosm.formula import attend, pool
+from xclip_lab.errors import ConfigError
+from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap
+from xclip_lab.ranges import PositiveFloat
+from xclip_lab.tokens import TokenSet
+
+Contrast = Literal["video-sentence", "video-word", "sentence-frame", "frame-word"]
+CONTRASTS: tuple[Contrast, ...] = ("video-sentence", "video-word", "sentence-frame", "frame-word")
 
 
 @dataclass(frozen=True)
 class XClipConfig:
+    """X-CLIP's settings.
+
+    `contrasts`: which of the four are averaged. `fusion`: how similarity vectors and the similarity matrix
+    become one score: `aosm`; `mean-max` and its like (first step on the matrix, then the step that leaves one
+    number, the paper's table 7); `transformer`, a small encoder over the scores. `mask_padding` leaves padded
+    words and frames out of the three fine contrasts; officially they take part (ledger 1).
+    """
+
     name: str = "xclip"
-    temperature: float = 0.01
+    temperature: PositiveFloat = 0.01
+    contrasts: tuple[Contrast, ...] = CONTRASTS
+    fusion: Literal["aosm", "mean-mean", "max-max", "max-mean", "mean-max", "transformer"] = "aosm"
+    mask_padding: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
+            raise ConfigError(
+                f"head.contrasts: {list(self.contrasts)} is not allowed "
+                f"(one or more of {', '.join(CONTRASTS)}, each once)"
+            )
 
 
 @HEADS.register("xclip")
 class XClipHead(Head):
+    """The head. Its matrices have the official names, stand in the formulas untransposed and start as identity.
+
+    Args:
+        width: D. max_words: W. max_frames: F; the learned matrices have these sizes (ledger 2).
+    """
+
     config_class = XClipConfig
+    video_tokens = "frames"
+
+    def __init__(self, config: XClipConfig, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__()
+        self.config, self.max_words, self.max_frames = config, max_words, max_frames
+        self.global_mat_weight = nn.Parameter(torch.eye(width))
+        self.local_mat_weight = nn.Parameter(torch.eye(width))
+        if config.fusion == "aosm":
+            self.word_logit_weight = nn.Parameter(torch.eye(max_words))
+            self.frame_logit_weight = nn.Parameter(torch.eye(max_frames))
+            self.word_mat_weight = nn.Parameter(torch.eye(max_words))
+            self.frame_mat_weight = nn.Parameter(torch.eye(max_frames))
+            self.word_mat_weight2 = nn.Parameter(torch.eye(max_words))
+            self.frame_mat_weight2 = nn.Parameter(torch.eye(max_frames))
+        elif config.fusion == "transformer":
+            self.word_fusion = TransformerFusion(1, max_words)
+            self.frame_fusion = TransformerFusion(1, max_frames)
+            self.matrix_fusion = TransformerFusion(max_frames, max_words)
+
+        self.word_similarity = Tap("[T, V, W]")
+        self.frame_similarity = Tap("[T, V, F]")
+        self.word_frame_similarity = Tap("[T, V, W, F]")
+        self.video_word_softmax = Tap("[T, V, W]: over words")
+        self.sentence_frame_softmax = Tap("[T, V, F]: over frames")
+        self.word_softmax = Tap("[T, V, F, W]: over words, for each frame")
+        self.frame_softmax = Tap("[T, V, W, F]: over frames, for each word")
+        self.word_level = Tap("[T, V, F]")
+        self.frame_level = Tap("[T, V, W]")
+        self.sentence_to_frame_softmax = Tap("[T, V, F]: over frames")
+        self.video_to_word_softmax = Tap("[T, V, W]: over words")
+        self.sentence_to_frame = Tap("[T, V]")
+        self.video_to_word = Tap("[T, V]")
+        self.scores = nn.ModuleDict({name: Tap("[T, V]") for name in CONTRASTS})
+
+    def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
+        """Logits before CLIP's scale: the mean of the contrasts that are on (X-CLIP eq. 17).
+
+        Raises:
+            ValueError: token counts other than `max_words` and `max_frames`.
+        """
+        self._check_lengths(text, video)
+        sentence, words = normalize(text.pooled, dim=-1), normalize(text.tokens, dim=-1)
+        frames = normalize(video.tokens, dim=-1)
+        word_mask = text.mask[:, None] if self.config.mask_padding else None  # [T, 1, W]
+        frame_mask = video.mask[None] if self.config.mask_padding else None  # [1, V, F]
+        contrasts = {
+            "video-sentence": lambda: sentence @ self.global_mat_weight @ video.pooled.T,
+            "video-word": lambda: self._video_word(words, video.pooled, word_mask),
+            "sentence-frame": lambda: self._sentence_frame(sentence, frames, frame_mask),
+            "frame-word": lambda: self._frame_word(words, frames, word_mask, frame_mask),
+        }
+        scores = [self.scores[name](contrasts[name]()) for name in self.config.contrasts]
+        return HeadOutput(torch.stack(scores).mean(0))
+
+    def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
+        scores = self.word_similarity(torch.einsum("twd,vd->tvw", words, video))
+        if self.config.fusion == "aosm":
+            return attend(scores, self.word_logit_weight, self.config.temperature, mask, self.video_word_softmax)
+        if self.config.fusion == "transformer":
+            return self.word_fusion(scores.unsqueeze(-1), mask)
+        return pool(scores, self.config.fusion.split("-")[1], mask)
+
+    def _sentence_frame(self, sentence: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
+        scores = self.frame_similarity(torch.einsum("td,vfd->tvf", sentence, frames))
+        if self.config.fusion == "aosm":
+            return attend(
+                scores, self.frame_logit_weight, self.config.temperature, mask, self.sentence_frame_softmax
+            )
+        if self.config.fusion == "transformer":
+            return self.frame_fusion(scores.unsqueeze(-1), mask)
+        return pool(scores, self.config.fusion.split("-")[1], mask)
+
+    def _frame_word(
+        self, words: Tensor, frames: Tensor, word_mask: Tensor | None, frame_mask: Tensor | None
+    ) -> Tensor:
+        """Both stages of AOSM on the word x frame matrix (X-CLIP eq. 9 to 16)."""
+        scores = torch.einsum("twd,vfd->tvwf", words @ self.local_mat_weight, frames)
+        scores = self.word_frame_similarity(scores)
+        over_words = None if word_mask is None else word_mask.unsqueeze(2)  # [T, 1, 1, W]
+        over_frames = None if frame_mask is None else frame_mask.unsqueeze(2)  # [1, V, 1, F]
+        if self.config.fusion == "transformer":
+            if over_frames is not None:
+                scores = scores * over_frames
+            return self.matrix_fusion(scores, word_mask)
+        if self.config.fusion != "aosm":
+            first, second = self.config.fusion.split("-")
+            word_level = self.word_level(pool(scores.transpose(2, 3), first, over_words))
+            frame_level = self.frame_level(pool(scores, first, over_frames))
+            sentence_to_frame = pool(word_level, second, frame_mask)
+            video_to_word = pool(frame_level, second, word_mask)
+        else:
+            tau = self.config.temperature
+            word_level = self.word_level(
+                attend(scores.transpose(2, 3), self.word_mat_weight, tau, over_words, self.word_softmax)
+            )
+            frame_level = self.frame_level(
+                attend(scores, self.frame_mat_weight, tau, over_frames, self.frame_softmax)
+            )
+            sentence_to_frame = attend(
+                word_level, self.frame_mat_weight2, tau, frame_mask, self.sentence_to_frame_softmax
+            )
+            video_to_word = attend(
+                frame_level, self.word_mat_weight2, tau, word_mask, self.video_to_word_softmax
+            )
+        return (self.sentence_to_frame(sentence_to_frame) + self.video_to_word(video_to_word)) / 2
+
+    def _check_lengths(self, text: TokenSet, video: TokenSet) -> None:
+        if text.tokens.shape[1] != self.max_words or video.tokens.shape[1] != self.max_frames:
+            raise ValueError(
+                f"X-CLIP's matrices are made for max_words={self.max_words} and max_frames={self.max_frames}, "
+                f"got {text.tokens.shape[1]} words and {video.tokens.shape[1]} frames; "
+                "give inputs of that length, or load the checkpoint with other max_words and max_frames"
+            )
+
+
+class TransformerFusion(nn.Module):
+    """Scores to one number by a one-layer encoder: each position is a token, its scores are the features.
+
+    Args:
+        features: scores a position. length: positions.
+    """
+
+    def __init__(self, features: int, length: int, width: int = 32) -> None:
+        super().__init__()
+        self.lift = nn.Linear(features, width)
+        self.positions = nn.Parameter(torch.zeros(length, width))
+        self.encoder = nn.TransformerEncoderLayer(
+            width, nhead=4, dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.to_score = nn.Linear(width, 1)
+
+    def forward(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """`scores [T, V, N, features]`, `mask` broadcastable to `[T, V, N]` or None -> `[T, V]`."""
+        texts, videos, length, _ = scores.shape
+        tokens = (self.lift(scores) + self.positions).flatten(0, 1)
+        padding = None if mask is None else ~mask.bool().expand(texts, videos, length).flatten(0, 1)
+        encoded = self.encoder(tokens, src_key_padding_mask=padding).unflatten(0, (texts, videos))
+        return pool(self.to_score(encoded).squeeze(-1), "mean", mask)

@@ -1,0 +1,139 @@
+"""CLIP's two towers through open_clip: token ids to sentence and words, pixels to frame vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import open_clip
+import torch
+from open_clip.model import CLIP, convert_weights_to_lp
+from torch import Tensor
+
+from xclip_lab.config import TowersConfig, TowerSizes
+from xclip_lab.errors import ConfigError
+from xclip_lab.pretrained import is_openai_archive, load_clip_weights, locate
+from xclip_lab.registry import did_you_mean
+
+
+class Towers(CLIP):
+    """open_clip's CLIP with the official parameter names, giving tokens as well as pooled features.
+
+    Args:
+        sizes: of both towers. half: keep matrices in fp16, as the official runs do.
+    """
+
+    def __init__(self, sizes: TowerSizes, half: bool = False) -> None:
+        super().__init__(
+            sizes.embed_dim,
+            {
+                "image_size": sizes.image_size,
+                "patch_size": sizes.patch_size,
+                "width": sizes.vision_width,
+                "layers": sizes.vision_layers,
+                "head_width": sizes.vision_width // sizes.vision_heads,
+            },
+            {
+                "context_length": sizes.context_length,
+                "vocab_size": sizes.vocab_size,
+                "width": sizes.text_width,
+                "layers": sizes.text_layers,
+                "heads": sizes.text_heads,
+            },
+            quick_gelu=sizes.quick_gelu,
+            cast_dtype=torch.float16 if half else None,
+        )
+        self.sizes = sizes
+
+    def words(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Sentence and word features (CLIP4Clip 3.2): every position through ln_final and the projection.
+
+        The causal mask and the positions are cut to W. The sentence is the position of the largest token id.
+
+        Args:
+            token_ids: int64 `[B, W]`, W at most the context length.
+
+        Returns:
+            sentence `[B, D]`, words `[B, W, D]`, float32, not normalised.
+        """
+        length = token_ids.shape[1]
+        dtype = self.transformer.get_cast_dtype()
+        x = self.token_embedding(token_ids).to(dtype) + self.positional_embedding[:length].to(dtype)
+        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
+        words = (x @ self.text_projection).float()
+        return words[torch.arange(len(words), device=words.device), token_ids.argmax(-1)], words
+
+    def frames(self, images: Tensor) -> Tensor:
+        """One vector a frame, the class token after ln_post and proj: `[N, 3, H, W]` -> float32 `[N, D]`."""
+        return self.visual(images.to(self.visual.conv1.weight.dtype)).float()
+
+
+def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:
+    """Towers as configured, with pretrained weights where the config names some.
+
+    Raises:
+        ConfigError: a name that open_clip does not know or that is no ViT; activation that does not fit the
+            weights. CheckpointError: weights that are missing, unsafe or of other sizes.
+    """
+    sizes = config.architecture or sizes_of(str(config.name))
+    _check_heads(sizes)
+    towers = Towers(sizes, half=config.precision == "fp16")
+    if config.pretrained and load_pretrained:
+        path = locate(config.pretrained, config.name)
+        if not sizes.quick_gelu and (config.pretrained == "openai" or is_openai_archive(path)):
+            raise ConfigError(
+                f"towers.name: {config.name!r} uses GELU but OpenAI's weights were trained with QuickGELU; "
+                f"use {config.name}-quickgelu"
+            )
+        load_clip_weights(towers, path)
+    if config.precision == "fp16":
+        convert_weights_to_lp(towers, torch.float16)
+    towers.set_grad_checkpointing(config.gradient_checkpointing)
+    return towers
+
+
+def sizes_of(name: str) -> TowerSizes:
+    """The sizes of a ViT that open_clip knows by name.
+
+    >>> sizes_of("ViT-B-32-quickgelu").patch_size
+    32
+    """
+    known = open_clip.list_models()
+    if name not in known:
+        raise ConfigError(f"towers.name: open_clip knows no model {name!r}{did_you_mean(name, known)}")
+    spec = open_clip.get_model_config(name)
+    vision, text = spec["vision_cfg"], spec["text_cfg"]
+    wanted_vision = {"image_size", "layers", "width", "patch_size", "head_width"}
+    wanted_text = {"context_length", "vocab_size", "width", "heads", "layers"}
+    if not (set(vision) <= wanted_vision and set(text) <= wanted_text and isinstance(vision["layers"], int)):
+        raise ConfigError(
+            f"towers.name: {name!r} is not a plain CLIP ViT (it needs more than sizes); use one such as "
+            "ViT-B-32-quickgelu, ViT-B-16-quickgelu or ViT-L-14-quickgelu"
+        )
+    return TowerSizes(
+        embed_dim=spec["embed_dim"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        vision_width=vision["width"],
+        vision_layers=vision["layers"],
+        vision_heads=vision["width"] // vision.get("head_width", 64),
+        text_width=text["width"],
+        text_layers=text["layers"],
+        text_heads=text["heads"],
+        context_length=text["context_length"],
+        vocab_size=text["vocab_size"],
+        quick_gelu=spec.get("quick_gelu", False),
+    )
+
+
+def _check_heads(sizes: TowerSizes) -> None:
+    values = dataclasses.asdict(sizes)
+    for tower in ("vision", "text"):
+        width, heads = values[f"{tower}_width"], values[f"{tower}_heads"]
+        if width % heads:
+            raise ConfigError(
+                f"towers.architecture.{tower}_heads: {heads} heads do not divide a width of {width}"
+            )
+    if sizes.image_size % sizes.patch_size:
+        raise ConfigError(
+            f"towers.architecture.patch_size: {sizes.patch_size} does not divide image_size {sizes.image_size}"
+        )

@@ -1,0 +1,171 @@
+"""Models on disk: our own files (safetensors with the config inside) and the official code's, in and out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xclip_lab.config import ModelConfig, TowerSizes, model_config_from_dict, to_dict
+from xclip_lab.errors import CheckpointError, ConfigError
+from xclip_lab.model import RetrievalModel, official_name
+from xclip_lab.pretrained import load_strictly, read_state_dict
+from xclip_lab.registry import Registry
+
+MODEL_FILE = "model.safetensors"
+
+OfficialConfig = Callable[[Mapping[str, Tensor], dict[str, Any]], ModelConfig]
+FAMILIES: Registry[OfficialConfig] = Registry("family")
+
+
+def save_model(model: RetrievalModel, folder: str | Path) -> Path:
+    """Write `model.safetensors`, weights and config in one file, and return its path."""
+    path = Path(folder) / MODEL_FILE
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, path, metadata={"model_config": json.dumps(to_dict(model.config))})
+    return path
+
+
+def load_model(path: str | Path) -> RetrievalModel:
+    """A model from a run folder (its best checkpoint, else its last), a checkpoint folder or a file.
+
+    Raises:
+        CheckpointError: nothing there, a damaged file, or weights that do not fit the config inside.
+    """
+    file = find_model_file(path)
+    try:
+        with safe_open(file, "pt") as archive:
+            metadata = archive.metadata() or {}
+            state = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or not a checkpoint: {error}") from error
+    if "model_config" not in metadata:
+        raise CheckpointError(f"{file} was not written by this package; official files load by load_official")
+    try:
+        config = model_config_from_dict(json.loads(metadata["model_config"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{file} holds a config that this version does not know: {error}") from error
+    model = RetrievalModel(config, load_pretrained=False)
+    load_strictly(model, state, str(file))
+    return model.eval()
+
+
+def find_model_file(path: str | Path) -> Path:
+    """The model file that a run folder, a checkpoint folder or a file's path stands for."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    candidates = [path / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
+    for candidate in [path / MODEL_FILE, *candidates]:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"no checkpoint in {path}: expected {MODEL_FILE} or a run folder with checkpoints/")
+
+
+def load_official(
+    source: str | Path | Mapping[str, Tensor], family: str, **options: Any
+) -> RetrievalModel:
+    """A model from the official code's weights. All sizes are read off the shapes.
+
+    Args:
+        source: a file (`pytorch_model.bin.N`) or a state dict with the official key names.
+        family: `xclip`.
+        options: what shapes cannot tell. xclip: `agg_module` (meanP, seqLSTM, seqTransf; told by the keys
+            where left out), `max_words` and `max_frames` to migrate the learned matrices to other lengths
+            (cut, or padded with the identity), and any setting of the head, such as `mask_padding`.
+
+    Raises:
+        ConfigError: unknown family or option. CheckpointError: unsafe or damaged file; missing, unexpected
+            or mis-sized keys, listed.
+    """
+    name = "the state dict" if isinstance(source, Mapping) else str(source)
+    state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
+    build = FAMILIES[family]
+    try:
+        config = build(state, dict(options))
+    except KeyError as error:
+        raise CheckpointError(f"{name} is no {family} checkpoint: it has no {error.args[0]!r}") from error
+    model = RetrievalModel(config, load_pretrained=False)
+    own_names = {official_name(own): own for own in model.state_dict()}
+    state = migrate_lengths(state, config.max_words, config.max_frames)
+    load_strictly(model, {own_names.get(key, key): value.float() for key, value in state.items()}, name)
+    return model.eval()
+
+
+def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
+    """The weights under the official code's names."""
+    return {official_name(name): value for name, value in model.state_dict().items()}
+
+
+def save_official(model: RetrievalModel, path: str | Path) -> None:
+    """Write the weights as the official code does (`pytorch_model.bin`): a state dict by `torch.save`."""
+    torch.save({name: value.detach().cpu() for name, value in official_state_dict(model).items()}, path)
+
+
+def tower_sizes(state: Mapping[str, Tensor]) -> TowerSizes:
+    """The towers' sizes from the shapes of an official state dict (keys start with `clip.`)."""
+    conv = state["clip.visual.conv1.weight"]
+    grid = round((state["clip.visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    text_width = state["clip.token_embedding.weight"].shape[1]
+    return TowerSizes(
+        embed_dim=state["clip.text_projection"].shape[1],
+        image_size=grid * conv.shape[-1],
+        patch_size=conv.shape[-1],
+        vision_width=conv.shape[0],
+        vision_layers=count_layers(state, "clip.visual.transformer"),
+        vision_heads=max(1, conv.shape[0] // 64),
+        text_width=text_width,
+        text_layers=count_layers(state, "clip.transformer"),
+        text_heads=max(1, text_width // 64),
+        context_length=state["clip.positional_embedding"].shape[0],
+        vocab_size=state["clip.token_embedding.weight"].shape[0],
+    )
+
+
+def count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of transformer blocks below `prefix`."""
+    pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(\d+)\.")
+    return len({match[1] for match in map(pattern.match, state) if match})
+
+
+def migrate_lengths(state: Mapping[str, Tensor], max_words: int, max_frames: int) -> dict[str, Tensor]:
+    """X-CLIP's word and frame matrices cut, or padded with the identity, to other lengths (ledger 2)."""
+    lengths = {"word_logit_weight": max_words, "word_mat_weight": max_words, "word_mat_weight2": max_words}
+    lengths |= {name.replace("word", "frame"): max_frames for name in lengths}
+    migrated = dict(state)
+    for name, length in lengths.items():
+        if name in state:
+            shared = min(length, state[name].shape[0])
+            matrix = torch.eye(length, dtype=state[name].dtype)
+            matrix[:shared, :shared] = state[name][:shared, :shared]
+            migrated[name] = matrix
+    return migrated
+
+
+@FAMILIES.register("xclip")
+def _xclip_config(state: Mapping[str, Tensor], options: dict[str, Any]) -> ModelConfig:
+    agg_module = options.pop("agg_module", None) or _agg_module_of(state)
+    max_words = options.pop("max_words", state["word_logit_weight"].shape[0])
+    max_frames = options.pop("max_frames", state["frame_logit_weight"].shape[0])
+    return model_config_from_dict(
+        {
+            "towers": {"name": None, "pretrained": None, "architecture": to_dict(tower_sizes(state))},
+            "temporal": {"agg_module": agg_module, "layers": count_layers(state, "transformerClip") or 1},
+            "head": {"name": "xclip", **options},
+            "max_words": max_words,
+            "max_frames": max_frames,
+        }
+    )
+
+
+def _agg_module_of(state: Mapping[str, Tensor]) -> str:
+    if count_layers(state, "transformerClip"):
+        return "seqTransf"
+    return "seqLSTM" if any(key.startswith("lstm_visual.") for key in state) else "meanP"

@@ -1,0 +1,132 @@
+"""RetrievalModel = towers + agg_module + head. The one contract behind which every method stands."""
+
+from __future__ import annotations
+
+import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor, nn
+
+from xclip_lab.backbone import build_towers
+from xclip_lab.batching import Batch
+from xclip_lab.config import ModelConfig, RunConfig
+from xclip_lab.heads import HEADS
+from xclip_lab.losses import symmetric_cross_entropy
+from xclip_lab.temporal import AGG_MODULES
+from xclip_lab.tokens import TokenSet
+
+
+class RetrievalModel(nn.Module):
+    """Finds videos by text. Build it with `create_model`, `load_model` or `load_official`.
+
+    Attributes:
+        config: what it was built from. clip: the towers. temporal: `agg_module`. head: the similarity.
+    """
+
+    def __init__(self, config: ModelConfig, load_pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = build_towers(config.towers, load_pretrained)
+        sizes = self.clip.sizes
+        agg_module = AGG_MODULES[config.temporal.agg_module]
+        self.temporal = agg_module(config.temporal, sizes.embed_dim, sizes.context_length)
+        if sizes.embed_dim == sizes.text_width:
+            self.temporal.start_from_clip(self.clip)
+        head_class = HEADS[config.head.name]
+        self.head = head_class(config.head, sizes.embed_dim, config.max_words, config.max_frames)
+        self.register_buffer("pixel_mean", _per_channel(OPENAI_DATASET_MEAN), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(OPENAI_DATASET_STD), persistent=False)
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """CLIP's scale, as its logarithm."""
+        return self.clip.logit_scale
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square frames, in pixels."""
+        return self.clip.sizes.image_size
+
+    def encode_text(self, token_ids: Tensor, mask: Tensor) -> TokenSet:
+        """Sentence and word features.
+
+        Args:
+            token_ids: int64 `[B, W]`. mask: `[B, W]`, 1 = real.
+        """
+        sentence, words = self.clip.words(token_ids)
+        return TokenSet(sentence, words, mask)
+
+    def encode_video(self, video: Tensor, mask: Tensor) -> TokenSet:
+        """Everything that a video can have computed without a text.
+
+        Args:
+            video: `[B, F, 3, H, W]`; uint8 pixels, normalised here, or float already normalised.
+            mask: `[B, F]`, 1 = real.
+
+        Raises:
+            ValueError: a video without a single valid frame (ledger 13), or frames of another size.
+        """
+        self._check_video(video, mask)
+        frames = self.clip.frames(self._normalise(video, mask).flatten(0, 1)).unflatten(0, video.shape[:2])
+        with torch.autocast(video.device.type, enabled=False):
+            return self.head.video_token_set(frames, self.temporal(frames, mask), mask)
+
+    def similarity(self, text: TokenSet, video: TokenSet) -> Tensor:
+        """`[T, V]`: what the paper's evaluation ranks, on its scale."""
+        logits = self._head_output(text, video).logits
+        return logits * self.logit_scale.exp() if self.head.scaled_similarity else logits
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and its named parts: the symmetric cross entropy over the batch and the head's own losses."""
+        text = self.encode_text(batch.token_ids, batch.text_mask)
+        video = self.encode_video(batch.video, batch.video_mask)
+        output = self._head_output(text, video)
+        logits = output.logits * self.logit_scale.exp() if self.head.scaled_loss else output.logits
+        parts = {"contrastive_loss": symmetric_cross_entropy(logits), **output.aux}
+        return {"loss": sum(value for name, value in parts.items() if name.endswith("_loss")), **parts}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, so that wrappers which know only `forward` can train the model."""
+        return self.loss(batch)
+
+    def _head_output(self, text: TokenSet, video: TokenSet):
+        # A temperature of 0.01 amplifies an error of the scores a hundred times: heads compute in float32.
+        with torch.autocast(text.pooled.device.type, enabled=False):
+            return self.head(text, video)
+
+    def _normalise(self, video: Tensor, mask: Tensor) -> Tensor:
+        """Pixels to CLIP's input. Padded frames become zeros after normalisation, as in the official loaders."""
+        if video.dtype != torch.uint8:
+            return video
+        pixels = (video.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+        return pixels * mask[:, :, None, None, None].to(pixels.dtype)
+
+    def _check_video(self, video: Tensor, mask: Tensor) -> None:
+        if video.ndim != 5 or video.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"video must be [B, F, 3, {self.image_size}, {self.image_size}], got {list(video.shape)}"
+            )
+        empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"no valid frame in video(s) {empty} of the batch; leave them out")
+
+
+def create_model(config: ModelConfig | RunConfig) -> RetrievalModel:
+    """A model as configured: pretrained towers where named, everything added initialised as officially.
+
+    Raises:
+        ConfigError: impossible sizes or names. CheckpointError: pretrained weights that cannot be had.
+    """
+    return RetrievalModel(config.model if isinstance(config, RunConfig) else config)
+
+
+def official_name(name: str) -> str:
+    """The name that the official code gives a parameter of this model.
+
+    >>> official_name("temporal.frame_position_embeddings.weight")
+    'frame_position_embeddings.weight'
+    """
+    return name.removeprefix("temporal.").removeprefix("head.")
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]

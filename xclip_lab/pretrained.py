@@ -1,0 +1,155 @@
+"""CLIP weights from a file: OpenAI's archives, state dicts, safetensors. Read without running foreign pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from xclip_lab.errors import CheckpointError
+from xclip_lab.registry import did_you_mean
+
+OPENAI_SHA256 = {
+    "ViT-B-32.pt": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B-16.pt": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+}
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+
+
+def locate(pretrained: str, name: str | None) -> Path:
+    """The file behind `towers.pretrained`: the file itself, or what open_clip downloads for a tag.
+
+    Raises:
+        CheckpointError: neither a file nor a tag of that model, or the download failed.
+    """
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return path
+    tags = open_clip.list_pretrained_tags_by_model(name) if name else []
+    if pretrained not in tags:
+        looks_like_path = path.suffix != "" or len(path.parts) > 1
+        hint = "" if looks_like_path else did_you_mean(pretrained, tags)
+        raise CheckpointError(
+            f"towers.pretrained: {pretrained!r} is neither a file nor one of open_clip's weights for "
+            f"{name}{hint} (tags: {', '.join(tags) or 'none'})"
+        )
+    config = open_clip.pretrained.get_pretrained_cfg(name, pretrained)
+    try:
+        return Path(open_clip.pretrained.download_pretrained(config))
+    except Exception as error:  # urllib, huggingface_hub and the disk each raise their own
+        raise CheckpointError(
+            f"towers.pretrained: the weights {pretrained!r} of {name} could not be downloaded "
+            f"({type(error).__name__}); download them elsewhere and give the file's path"
+        ) from error
+
+
+def is_openai_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, the form in which OpenAI publishes CLIP."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, on the CPU: TorchScript, safetensors or a plain (nested) state dict.
+
+    Pickles are read by torch's restricted unpickler only.
+
+    Raises:
+        CheckpointError: missing, damaged or unsafe file, or one without tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        elif is_openai_archive(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                content = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and is not read, since that could run foreign code; "
+            "save its state dict alone with torch.save(model.state_dict(), ...)"
+        ) from error
+    except (RuntimeError, SafetensorError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason[:200]}") from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors")
+    return state
+
+
+def load_clip_weights(towers: nn.Module, path: str | Path) -> None:
+    """Fill the towers from a file of CLIP weights, in float32. A known archive's checksum is compared first.
+
+    Raises:
+        CheckpointError: as `read_state_dict`; also missing, unexpected or mis-sized keys, which it lists.
+    """
+    check_openai_checksum(Path(path))
+    state = {key: value.float() for key, value in read_state_dict(path).items() if key not in _NOT_WEIGHTS}
+    load_strictly(towers, state, str(path))
+
+
+def check_openai_checksum(path: Path) -> None:
+    """Warn where a file carries the name of one of OpenAI's archives but not its SHA-256."""
+    expected = OPENAI_SHA256.get(path.name)
+    if expected is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        warnings.warn(
+            f"{path} is not the file OpenAI published under that name (SHA-256 {found}, expected {expected}); "
+            "it may be damaged or someone's own weights",
+            stacklevel=2,
+        )
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose keys and shapes must be the module's own.
+
+    Raises:
+        CheckpointError: lists missing, unexpected and mis-sized keys.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    sized = [
+        f"{key} {tuple(state[key].shape)} where the model has {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"{kind}: {_listed(keys)}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another size", sized))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the model; " + "; ".join(problems))
+    module.load_state_dict(dict(state))
+
+
+def _listed(keys: list[str], most: int = 8) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

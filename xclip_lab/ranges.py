@@ -1,0 +1,18 @@
+"""Numbers with a range, for config dataclasses. To a type checker they are plain numbers; jsonargparse, which
+builds the configs, checks the ranges."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    PositiveInt = NonNegativeInt = int
+    PositiveFloat = NonNegativeFloat = ClosedUnitInterval = float
+else:
+    from jsonargparse.typing import (
+        ClosedUnitInterval,
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+    )
+
+__all__ = ["ClosedUnitInterval", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt"]
