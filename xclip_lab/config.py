@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -81,13 +82,15 @@ class ModelConfig:
 @dataclass(frozen=True)
 class GenerateConfig:
     """Generated clips (see `xclip_lab.synthetic`). `size` is the side in pixels, `level_shares` the share of
-    the levels 1 to 4."""
+    the levels 1 to 4; clips of level 4 have three times `frames`. Things move every `hold` frames: a sampler
+    that takes one frame of each `hold` then sees the same set of pictures in both clips of a pair."""
 
     train_clips: PositiveInt = 2000
     val_clips: NonNegativeInt = 0
     test_clips: PositiveInt = 200
     size: PositiveInt = 64
     frames: PositiveInt = 16
+    hold: PositiveInt = 2
     fps: PositiveFloat = 8.0
     level_shares: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1, 1, 1, 0)
     seed: NonNegativeInt = 0
@@ -317,7 +320,8 @@ def _check(key: str, hint: Any, value: Any) -> Any:
         checked = parser.parse_object({"value": value}).value
     except Exception as error:  # jsonargparse raises several kinds
         raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})") from error
-    if checked is None and type(None) not in typing.get_args(hint):
+    empty = checked is None and type(None) not in typing.get_args(hint)
+    if empty or (isinstance(checked, float) and not math.isfinite(checked)):
         raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})")
     return checked
 

@@ -211,7 +211,7 @@ def _checked(similarity: Any, text_to_video: Any) -> tuple[np.ndarray, np.ndarra
         if len(bad):
             row, column = rows.start + bad[0, 0], bad[0, 1]
             raise MetricError(
-                f"similarity is NaN at row {row}, column {column} (caption {row}, video {column}): there is no "
-                "rank: look for a video without valid frames, or weights that are not finite"
+                f"similarity is NaN at row {row}, column {column} (caption {row}, video {column}); look for "
+                "a video without valid frames, or weights that are not finite"
             )
     return scores, index.astype(np.int64)

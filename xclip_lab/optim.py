@@ -1,4 +1,4 @@
-"""The papers' optimiser with all its oddities, the modern one, and which parameter gets which rate and decay."""
+"""The papers' optimiser with all its oddities, the modern one, and the rate and decay of each parameter."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def warmup_then_cosine(step: int, total_steps: int, warmup: float) -> float:
-    """Modern: linear to 1 over `warmup * total_steps` steps, the first of them above 0, then half a cosine to 0.
+    """Modern: linear to 1 over `warmup * total_steps` steps, the first one above 0, then half a cosine to 0.
 
     >>> [round(warmup_then_cosine(step, 10, 0.2), 3) for step in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.038]
@@ -66,7 +66,7 @@ class BertAdam(Optimizer):
     steps without gradient. The rate of a step is taken from the count before it, so the first one is 0.
 
     Args:
-        groups: as torch's optimisers take them; a group may set its own `lr` and `weight_decay`.
+        groups: as `parameter_groups` makes them, each with its `lr` and `weight_decay`.
         total_steps: where the schedule ends.
         warmup: its share of `total_steps`.
         max_grad_norm: per tensor; the global clip is the training loop's.
@@ -75,25 +75,21 @@ class BertAdam(Optimizer):
 
     def __init__(
         self,
-        groups: Iterable[Any],
-        lr: float,
+        groups: list[dict[str, Any]],
         total_steps: float,
         warmup: float,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
-        weight_decay: float = 0.2,
         max_grad_norm: float = 1.0,
         schedule: str = "warmup_cosine",
     ) -> None:
         super().__init__(
             groups,
             {
-                "lr": lr,
                 "total_steps": total_steps,
                 "warmup": warmup,
                 "betas": betas,
                 "eps": eps,
-                "weight_decay": weight_decay,
                 "max_grad_norm": max_grad_norm,
                 "schedule": schedule,
             },
@@ -129,7 +125,7 @@ class BertAdam(Optimizer):
             if not state:
                 zeros = torch.zeros_like(parameter)
                 state.update(step=0, exp_avg=zeros, exp_avg_sq=zeros.clone())
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if group["max_grad_norm"] > 0:
             for gradient in gradients:
                 norm = torch.linalg.vector_norm(gradient)
@@ -152,10 +148,12 @@ class BertAdam(Optimizer):
 
 
 class CosineAdamW(AdamW):
-    """torch's AdamW (bias correction, decoupled decay) with `warmup_then_cosine` inside, so that its state dict
-    holds all that a resumed run needs."""
+    """torch's AdamW (bias correction, decoupled decay) with `warmup_then_cosine` inside: its state dict holds
+    all that a resumed run needs."""
 
-    def __init__(self, groups: list[dict[str, Any]], total_steps: int, warmup: float, **settings: Any) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], total_steps: int, warmup: float, **settings: Any
+    ) -> None:
         super().__init__(groups, **settings)
         for group in self.param_groups:
             group.update(base_lr=group["lr"], total_steps=total_steps, warmup=warmup, steps_done=0)
@@ -181,12 +179,12 @@ def in_towers(name: str) -> bool:
 
 
 def official_decays(name: str) -> bool:
-    """Official: only these names are free of decay, so the towers' `ln_*.weight` and logit_scale are decayed."""
+    """Official: only these names are free of decay, so the towers' `ln_*.weight` and logit_scale decay."""
     return not any(part in name for part in ("bias", "LayerNorm.bias", "LayerNorm.weight"))
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Modern: matrices decay; biases, norms, logit_scale (all of one axis or none), embeddings, positions not."""
+    """Modern: matrices decay; biases, norms, logit_scale (one axis or none), embeddings, positions do not."""
     return parameter.ndim > 1 and "embedding" not in name
 
 
@@ -198,7 +196,7 @@ def parameter_groups(named: NamedParameters, config: OptimConfig) -> list[dict[s
         config: `lr` for new modules, `lr * coef_lr` for the towers; `recipe` chooses the rule of decay.
     """
     groups: list[dict[str, Any]] = [
-        {"params": [], "lr": lr, "weight_decay": decay}
+        {"params": [], "lr": float(lr), "weight_decay": float(decay)}  # plain, for a weights-only load
         for decay in (config.weight_decay, 0.0)
         for lr in (config.lr * config.coef_lr, config.lr)
     ]
@@ -209,30 +207,14 @@ def parameter_groups(named: NamedParameters, config: OptimConfig) -> list[dict[s
 
 
 def create_optimizer(named: NamedParameters, config: OptimConfig, total_steps: int) -> BertAdam | CosineAdamW:
-    """The optimiser of a recipe over `parameter_groups`; both have `get_lr()` and carry their own schedule."""
+    """The optimiser of a recipe over `parameter_groups`; both carry their schedule and have `get_lr()`."""
     groups = [group for group in parameter_groups(named, config) if group["params"]]
-    betas = (config.beta1, config.beta2)
+    betas = (float(config.beta1), float(config.beta2))
+    eps, warmup = float(config.eps), float(config.warmup_proportion)
     if config.recipe == "official":
-        return BertAdam(
-            groups,
-            lr=config.lr,
-            total_steps=total_steps,
-            warmup=config.warmup_proportion,
-            betas=betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-        )
-    return CosineAdamW(
-        groups,
-        total_steps=total_steps,
-        warmup=config.warmup_proportion,
-        lr=config.lr,
-        betas=betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+        clip = float(config.max_grad_norm)
+        return BertAdam(groups, total_steps, warmup, betas=betas, eps=eps, max_grad_norm=clip)
+    return CosineAdamW(groups, total_steps, warmup, betas=betas, eps=eps, fused=True)
 
 
 def freeze_parameters(named: NamedParameters, freeze_layer_num: int) -> None:

@@ -4,8 +4,11 @@ builds the configs, checks the ranges."""
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = int
-    PositiveFloat = NonNegativeFloat = ClosedUnitInterval = float
+    PositiveInt = int
+    NonNegativeInt = int
+    PositiveFloat = float
+    NonNegativeFloat = float
+    ClosedUnitInterval = float
 else:
     from jsonargparse.typing import (
         ClosedUnitInterval,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-# Times in containers are rounded to the container's clock; a frame that is a rounding error early still counts.
+# Containers round times to their clock; a frame that is a rounding error early still counts.
 _CLOCK_ERROR = 1e-4
 
 

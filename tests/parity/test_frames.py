@@ -1,0 +1,92 @@
+"""Which frames are read: the numbers of the official loaders, and their frames of real files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.shared import needs_shared, shared
+from xclip_lab import sampling, video
+from xclip_lab.preprocess import normalise, preprocess
+
+pytestmark = needs_shared("goldens", "frames_clip4clip.json")
+
+
+def golden(table):
+    return json.loads(shared("goldens", "frames_clip4clip.json").read_text())[table]
+
+
+def official(case):
+    """What the sampler gives for a golden case, in the words of the golden file."""
+    try:
+        indices = sampling.official_indices(
+            case["frame_count"], case["fps"], case["feature_framerate"], case.get("start"), case.get("end")
+        )
+    except ValueError:
+        return "raises"
+    if "max_frames" in case:
+        places = sampling.slice_positions(len(indices), case["max_frames"], case["slice_framepos"])
+        indices = [indices[place] for place in places]
+        shuffler = np.random.RandomState(case.get("np_seed", 0))
+        indices = sampling.order_frames(indices, case.get("frame_order", 0), shuffler)
+    return indices
+
+
+def expected(case):
+    wanted = case["indices"]
+    if case.get("loader") == "DiDeMo_DataLoader" and case["start"] < 0:
+        assert wanted == []  # DiDeMo's loader swallows what the others raise
+        return "raises"
+    return "raises" if isinstance(wanted, str) else wanted
+
+
+@pytest.mark.parametrize("table", ["decode", "decode_start_end", "loader", "loader_start_end"])
+def test_official_sampler(table):
+    cases = golden(table)
+    wrong = [case for case in cases if official(case) != expected(case)]
+    assert len(cases) > 30
+    assert not wrong, (
+        f"{len(wrong)} of {len(cases)}: {wrong[:3]} gave {[official(case) for case in wrong[:3]]}"
+    )
+
+
+def test_slice_table():
+    for case in golden("slice_table"):
+        positions = sampling.slice_positions(case["extracted"], case["max_frames"], case["slice_framepos"])
+        assert positions == case["positions"], case
+
+
+def frame_number(frame):
+    """The number that the ten bars of a golden video spell, the lowest bit on the left."""
+    columns = frame.mean(axis=(0, 2))
+    bars = [part.mean() > 127 for part in np.array_split(columns, 10)]
+    return sum(bit << place for place, bit in enumerate(bars))
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_frames_of_real_files(decoder):
+    for case in json.loads(shared("goldens", "realvideo_clip4clip.json").read_text()):
+        info = video.probe(shared("goldens", "videos", case["video"] + ".mp4"))
+        indices = video.frame_indices(
+            info, "official", case["max_frames"], case["feature_framerate"], case["slice_framepos"]
+        )
+        assert indices == case["indices"], case
+        decode = {"decord": video._decode_decord, "pyav": video._decode_pyav}[decoder]
+        frames = decode(info, np.asarray(indices))
+        assert [frame_number(frame) for frame in frames] == case["indices"]
+
+
+def test_pixels_of_a_real_file():
+    golden_pixels = np.load(shared("goldens", "realvideo_clip4clip_pixels.npz"))
+    meta = json.loads(str(golden_pixels["meta"]))
+    path = shared("goldens", "videos", meta["video"] + ".mp4")
+    info = video.probe(path)
+    indices = video.frame_indices(
+        info, "official", meta["max_frames"], meta["framerate"], meta["slice_framepos"]
+    )
+    ours = normalise(preprocess(video.read_frames(path, indices).frames, meta["size"])).numpy()
+    mask = golden_pixels["video_mask"][0]
+    assert len(ours) == mask.sum()
+    theirs = golden_pixels["video"][0, :, 0]
+    np.testing.assert_allclose(ours, theirs[: len(ours)], atol=1e-5)
+    assert not theirs[len(ours) :].any()  # padded after normalising

@@ -1,0 +1,79 @@
+"""One validator for presets, command line and notebooks; every error names the key and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from xclip_lab.config import config_from_dict, load_config, presets, save_config, to_dict
+from xclip_lab.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_presets_resolve_and_survive_a_file(name, tmp_path):
+    config = load_config(name)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config_from_dict(to_dict(config)) == config
+
+
+def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
+    config = load_config(
+        "quickstart",
+        {
+            "towers.architecture.vision_width": "192",
+            "head.temperature": 0.1,
+            "head.contrasts": "[video-word, frame-word]",
+            "train.max_steps": "null",
+            "data.preload": "false",
+        },
+    )
+    assert config.towers.architecture.vision_width == 192
+    assert config.towers.architecture.text_width == load_config("quickstart").towers.architecture.text_width
+    assert config.head.contrasts == ("video-word", "frame-word")
+    assert config.train.max_steps is None
+    assert config.data.preload is False
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"head.temprature": 0.1}, r"unknown key 'head.temprature'; did you mean 'head.temperature'"),
+        ({"temperature": 0.1}, r"unknown key 'temperature'; did you mean 'head.temperature'"),
+        ({"agg_module": "meanP"}, r"did you mean 'temporal.agg_module'"),
+        ({"temporal.agg_module": "seqtransf"}, r"'seqtransf' is not allowed .*did you mean 'seqTransf'"),
+        ({"head.temperature": 0}, r"head.temperature: 0 is not allowed \(expected a number above 0\)"),
+        ({"head.temperature": "warm"}, r"head.temperature: 'warm' is not allowed"),
+        ({"head.temperature": float("nan")}, r"head.temperature: nan is not allowed"),
+        ({"head.temperature": float("inf")}, r"head.temperature: inf is not allowed"),
+        ({"optim.lr": float("inf")}, r"optim.lr: inf is not allowed"),
+        ({"head.contrasts": []}, r"head.contrasts: \[\] is not allowed"),
+        ({"head.contrasts": ["frame-words"]}, r"head.contrasts: \['frame-words'\] is not allowed"),
+        ({"head.name": "xcilp"}, r"unknown head 'xcilp'; did you mean 'xclip'"),
+        ({"train.epochs": None}, r"train.epochs: None is not allowed"),
+        ({"train.batch_size": 0}, r"train.batch_size: 0 is not allowed \(expected a whole number above 0\)"),
+        ({"train.batch_size": 2.5}, r"train.batch_size: 2.5 is not allowed"),
+        ({"train.accumulate": 100}, r"train.accumulate: 100 parts of a batch of 64"),
+        ({"data": 3}, r"data: 3 is not allowed"),
+        ({"max_words": 100}, r"max_words: 100 is not allowed .*77"),
+        ({"towers.name": "ViT-B-32-quickgelu"}, r"either towers.name or towers.architecture"),
+        ({"data.generate.level_shares": [1, 2]}, r"data.generate.level_shares: \[1, 2\] is not allowed"),
+    ],
+)
+def test_bad_values(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("quickstart", override)
+
+
+def test_unknown_preset(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        load_config("quikstart")
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_configs_are_frozen():
+    with pytest.raises(AttributeError):
+        load_config("quickstart").seed = 3

@@ -1,0 +1,395 @@
+"""Evaluation on real video files with a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xclip_lab import atomic
+from xclip_lab.batching import ClipDataset, preload
+from xclip_lab.config import RunConfig, load_config
+from xclip_lab.datasets.base import Sample, VideoTextDataset
+from xclip_lab.errors import DatasetError, UserError
+from xclip_lab.evaluate import Result, ResultError, encode_texts, evaluate, score
+from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
+from xclip_lab.model import RetrievalModel, create_model
+from xclip_lab.tokens import TokenSet
+
+TINY = {
+    "max_words": 8,
+    "max_frames": 4,
+    "towers.architecture": {
+        "embed_dim": 16,
+        "image_size": 32,
+        "patch_size": 16,
+        "vision_width": 16,
+        "vision_layers": 1,
+        "vision_heads": 1,
+        "text_width": 16,
+        "text_layers": 1,
+        "text_heads": 1,
+    },
+    "temporal.layers": 1,
+    "data.workers": 0,
+    "data.preload": False,
+    "evaluation.batch_size": 2,
+    "evaluation.block_size": 3,
+    "evaluation.bootstrap": 50,
+}
+CAPTIONS = [
+    "a red circle",
+    "a red disc",
+    "a blue square moves up",
+    "a dog",
+    "a green triangle",
+    "stars",
+    "rain",
+]
+VIDEO_OF = ["v0", "v0", "v1", "v2", "v2", "v3", "v4"]
+
+
+def write_clip(path: Path, seed: int) -> None:
+    """Twelve frames of slowly changing coloured tiles."""
+    generator = np.random.default_rng(seed)
+    first, last = generator.integers(256, size=(2, 4, 4, 3))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 32
+        for step in np.linspace(0, 1, 12):
+            tiles = ((1 - step) * first + step * last).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(tiles.repeat(8, axis=0).repeat(8, axis=1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> VideoTextDataset:
+    root = tmp_path_factory.mktemp("clips")
+    for number in range(5):
+        write_clip(root / f"v{number}.mp4", number)
+    samples = [
+        Sample(video, caption, path=root / f"{video}.mp4")
+        for video, caption in zip(VIDEO_OF, CAPTIONS, strict=True)
+    ]
+    return VideoTextDataset("tiles", "test", root, samples)
+
+
+def configured(**overrides) -> RunConfig:
+    return load_config(
+        "quickstart", TINY | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> RetrievalModel:
+    torch.manual_seed(0)
+    return create_model(configured()).eval()
+
+
+@pytest.fixture(scope="module")
+def result(model, dataset) -> Result:
+    return evaluate(model, dataset, configured(), checkpoint="runs/x", selection_split="val", progress=False)
+
+
+def without_files(dataset: VideoTextDataset, tmp_path: Path, gone: str, broken: str) -> VideoTextDataset:
+    """The same annotations with one file absent and one that is no video."""
+    (tmp_path / "broken.mp4").write_bytes(b"this is not a video" * 50)
+    paths = {gone: tmp_path / "absent.mp4", broken: tmp_path / "broken.mp4"}
+    samples = [
+        dataclasses.replace(sample, path=paths.get(sample.video_id, sample.path))
+        for sample in dataset.samples
+    ]
+    return dataclasses.replace(dataset, samples=samples)
+
+
+def random_features(seed: int, rows: int, tokens: int) -> TokenSet:
+    generator = torch.Generator().manual_seed(seed)
+    return TokenSet(
+        torch.randn(rows, 16, generator=generator),
+        torch.randn(rows, tokens, 16, generator=generator),
+        torch.ones(rows, tokens, dtype=torch.int64),
+    )
+
+
+def test_it_is_what_the_model_says_ranked(model, dataset, result):
+    clips = preload(ClipDataset(dataset, configured(), unique_videos=True), progress=False).clips
+    pixels = torch.stack([clips[name][0] for name in dataset.videos])
+    with torch.no_grad():
+        video = model.encode_video(pixels, torch.ones(5, 4, dtype=torch.int64))
+        by_hand = model.similarity(encode_texts(model, CAPTIONS, 7), video).numpy()
+    np.testing.assert_allclose(result.similarity, by_hand, rtol=1e-4, atol=1e-4)
+    assert result.similarity.dtype == np.float32
+    assert result.text_to_video.tolist() == [0, 0, 1, 2, 2, 3, 4]
+    assert result.metrics == retrieval_metrics(result.similarity, result.text_to_video)
+    for side, expected in ranks(result.similarity, result.text_to_video).items():
+        np.testing.assert_array_equal(result.ranks[side], expected)
+
+
+def test_intervals_hold_every_metric_and_enclose_it_mostly(result):
+    for side in ("t2v", "v2t"):
+        assert list(result.intervals[side]) == list(METRICS)
+        assert all(low <= high for low, high in result.intervals[side].values())
+        low, high = result.intervals[side]["MnR"]
+        assert low <= result.metrics[side]["MnR"] <= high
+
+
+def test_frames_from_memory_give_the_same(model, dataset, result):
+    config = configured()
+    store = preload(ClipDataset(dataset, config, unique_videos=True), progress=False)
+    again = evaluate(model, dataset, config, store=store, progress=False)
+    np.testing.assert_array_equal(again.similarity, result.similarity)
+
+
+def test_every_text_and_video_is_encoded_once(model, dataset, monkeypatch):
+    rows = {"encode_text": 0, "encode_video": 0}
+
+    def counting(name):
+        encode = getattr(model, name)
+
+        def counted(values, mask):
+            rows[name] += len(values)
+            return encode(values, mask)
+
+        return counted
+
+    for name in rows:
+        monkeypatch.setattr(model, name, counting(name))
+    evaluate(model, dataset, configured(evaluation__block_size=1), progress=False)
+    assert rows == {"encode_text": 7, "encode_video": 5}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
+def test_blocks_do_not_change_the_scores(model, texts, videos, block_size, seed):
+    text, video = random_features(seed, texts, 8), random_features(seed + 1, videos, 4)
+    with torch.no_grad():
+        whole = model.similarity(text, video)
+    torch.testing.assert_close(score(model, text, video, block_size), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_never_sees_more_than_one_block(model):
+    seen = []
+    hook = model.head.register_forward_pre_hook(
+        lambda head, inputs: seen.append([len(part) for part in inputs])
+    )
+    try:
+        score(model, random_features(0, 11, 8), random_features(1, 7, 4), block_size=4)
+    finally:
+        hook.remove()
+    assert len(seen) == 6
+    assert max(max(sizes) for sizes in seen) == 4
+
+
+def test_the_batch_size_does_not_change_the_result(model, dataset, result):
+    other = evaluate(model, dataset, configured(evaluation__batch_size=5), progress=False)
+    np.testing.assert_allclose(other.similarity, result.similarity, rtol=1e-4, atol=1e-4)
+
+
+def test_modes_are_restored_and_no_gradient_is_kept(model, dataset, result):
+    model.train()
+    model.clip.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    try:
+        again = evaluate(model, dataset, configured(), progress=False)
+        after = {name: module.training for name, module in model.named_modules()}
+    finally:
+        model.eval()
+    assert after == before
+    np.testing.assert_array_equal(again.similarity, result.similarity)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_are_restored_after_an_error(model, dataset, tmp_path):
+    model.train()
+    try:
+        with pytest.raises(DatasetError):
+            evaluate(model, without_files(dataset, tmp_path, "v1", "v3"), configured(), progress=False)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_shuffled_frames_are_repeatable_and_stamped(model, dataset, result):
+    first, second, other = (
+        evaluate(model, dataset, configured(data__frame_order=2, seed=seed), progress=False)
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first.similarity, second.similarity)
+    assert not np.allclose(first.similarity, result.similarity, atol=1e-6)
+    assert not np.allclose(first.similarity, other.similarity, atol=1e-6)
+    assert (first.stamp["frame_order"], result.stamp["frame_order"]) == (2, 0)
+
+
+def test_missing_videos_are_refused_with_count_names_and_reason(model, dataset, tmp_path):
+    damaged = without_files(dataset, tmp_path, "v1", "v3")
+    with pytest.raises(DatasetError, match=r"1 video: v1;.*allow_missing is 0.*absent\.mp4: no such file"):
+        evaluate(model, damaged, configured(), progress=False)
+    with pytest.raises(DatasetError, match=r"2 videos: v1, v3;.*allow_missing is 1"):
+        evaluate(model, damaged, configured(evaluation__allow_missing=1), progress=False)
+
+
+def test_allowed_missing_videos_leave_with_their_captions_and_are_stamped(model, dataset, tmp_path, result):
+    damaged = without_files(dataset, tmp_path, "v0", "v3")
+    found = evaluate(model, damaged, configured(evaluation__allow_missing=2), progress=False)
+    assert found.stamp["missing_videos"] == ["v0", "v3"]
+    assert found.videos == ["v1", "v2", "v4"]
+    assert found.rows.tolist() == [2, 3, 4, 6]
+    assert found.captions == [CAPTIONS[row] for row in found.rows]
+    assert found.text_to_video.tolist() == [0, 1, 1, 2]
+    expected = result.similarity[[2, 3, 4, 6]][:, [1, 2, 4]]
+    np.testing.assert_allclose(found.similarity, expected, rtol=1e-4, atol=1e-4)
+    assert "left out: 2 videos: v0, v3" in str(found)
+
+
+def test_nothing_left_is_refused_whatever_is_allowed(model, tmp_path):
+    gone = VideoTextDataset(
+        "gone", "test", tmp_path, [Sample("a", "x"), Sample("b", "y", path=tmp_path / "b.mp4")]
+    )
+    with pytest.raises(DatasetError, match=r"2 videos: a, b \(all there are\)"):
+        evaluate(model, gone, configured(evaluation__allow_missing=9), progress=False)
+    with pytest.raises(DatasetError, match="no captions"):
+        evaluate(model, VideoTextDataset("none", "test", tmp_path, []), configured(), progress=False)
+
+
+def test_weights_that_are_not_finite_are_an_error_that_names_the_row(model, dataset):
+    kept = model.logit_scale.data.clone()
+    model.logit_scale.data.fill_(torch.nan)
+    try:
+        with pytest.raises(MetricError, match="row 0, column 0"):
+            evaluate(model, dataset, configured(), progress=False)
+    finally:
+        model.logit_scale.data.copy_(kept)
+
+
+def test_no_config_means_the_defaults_and_the_lengths_are_the_models(model, dataset):
+    found = evaluate(model, dataset, progress=False)
+    assert (found.stamp["max_words"], found.stamp["max_frames"]) == (8, 4)
+    assert (found.stamp["sampler"], found.stamp["ties"]) == ("official", "pessimistic")
+
+
+def test_the_stamp_says_how_it_came_about(result):
+    stamp = result.stamp
+    assert stamp["checkpoint"] == "runs/x"
+    assert (stamp["dataset"], stamp["split"], stamp["protocol"]) == ("tiles", "test", None)
+    assert (stamp["selection_split"], stamp["post_processing"], stamp["ties"]) == (
+        "val",
+        "none",
+        "pessimistic",
+    )
+    assert (stamp["sampler"], stamp["max_frames"], stamp["max_words"]) == ("uniform", 4, 8)
+    assert (stamp["dtype"], stamp["device"], stamp["missing_videos"]) == ("float32", "cpu", [])
+    assert torch.__version__.startswith(stamp["versions"]["torch"])
+    assert "decord" in stamp["decoder"]
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "official"])
+def test_a_subset_is_ranked_in_the_full_gallery(model, dataset, ties):
+    found = evaluate(model, dataset, configured(evaluation__ties=ties), progress=False)
+    chosen = np.array([True, False, True, True, False, False, True])
+    expected = metrics_of(
+        ranks(found.similarity, found.text_to_video, ties)["t2v"][chosen], ties == "official"
+    )
+    assert found.subset(chosen) == expected
+    assert found.subset(np.ones(7, dtype=bool)) == found.metrics["t2v"]
+    with pytest.raises(MetricError, match="each of 7 captions"):
+        found.subset([True, False])
+    with pytest.raises(MetricError, match="no ranks"):
+        found.subset(np.zeros(7, dtype=bool))
+
+
+def test_no_intervals_where_none_are_asked_for_or_possible(model, dataset):
+    assert evaluate(model, dataset, configured(evaluation__bootstrap=0), progress=False).intervals == {}
+    single = dataclasses.replace(dataset, samples=dataset.samples[:2])
+    alone = evaluate(model, single, configured(), progress=False)
+    assert alone.intervals == {}
+    assert alone.metrics["t2v"]["R@1"] == 100.0
+    assert "R@1" in str(alone)
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "mean", "official"])
+def test_what_is_saved_is_loaded(model, dataset, tmp_path, ties):
+    found = evaluate(model, dataset, configured(evaluation__ties=ties), progress=False)
+    found.save(tmp_path / "deep" / "folder")
+    again = Result.load(tmp_path / "deep" / "folder")
+    for field in dataclasses.fields(Result):
+        old, new = getattr(found, field.name), getattr(again, field.name)
+        if field.name == "ranks":
+            assert {side: value.tolist() for side, value in old.items()} == {
+                side: value.tolist() for side, value in new.items()
+            }
+        elif isinstance(old, np.ndarray):
+            np.testing.assert_array_equal(old, new)
+            assert old.dtype == new.dtype
+        else:
+            assert old == new
+    assert str(again) == str(found)
+
+
+def test_the_files_of_a_result(result, tmp_path):
+    result.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "gallery.json",
+        "intervals.json",
+        "metrics.json",
+        "similarity.npy",
+        "stamp.json",
+    ]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result.metrics
+    assert np.load(tmp_path / "similarity.npy").dtype == np.float32
+
+
+@pytest.mark.parametrize("module", [atomic, sys.modules["xclip_lab.evaluate"]])
+def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(result, tmp_path, monkeypatch, module):
+    result.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    with pytest.raises(ResultError, match="No space left on device"):
+        result.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(result, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResultError, match="could not be written") as caught:
+        result.save(tmp_path / "file")
+    assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "gallery.json", "similarity.npy"])
+def test_a_missing_or_damaged_result_is_named(result, tmp_path, name):
+    result.save(tmp_path)
+    (tmp_path / name).write_bytes(b"{")
+    with pytest.raises(ResultError, match="damaged"):
+        Result.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ResultError, match=f"{name} is missing"):
+        Result.load(tmp_path)
+
+
+def test_it_prints_values_and_intervals(result):
+    printed = str(result)
+    assert "7 captions, 5 videos" in printed
+    low, high = result.intervals["v2t"]["MnR"]
+    assert f"{result.metrics['v2t']['MnR']:.2f}  [{low:.2f}, {high:.2f}]" in printed
+    assert all(any(line.startswith(name) for line in printed.splitlines()) for name in METRICS)
+
+
+def test_bars_are_shown_only_when_wanted(model, dataset, capfd):
+    evaluate(model, dataset, configured(), progress=False)
+    assert capfd.readouterr().err == ""
+    evaluate(model, dataset, configured(), progress=True)
+    assert "encode videos" in capfd.readouterr().err

@@ -1,0 +1,328 @@
+"""What a run writes, what it selects, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+from importlib.metadata import version
+from unittest import mock
+
+import av
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.unit.training import (
+    BATCH,
+    STEPS,
+    NoisyModel,
+    after_step,
+    assert_same,
+    disk_full,
+    frames_of,
+    outcome,
+    real_processes,
+    tiny_config,
+    tiny_dataset,
+    train_tiny,
+)
+from xclip_lab import load_config, load_model, train
+from xclip_lab.batching import ClipDataset, epoch_order, make_loader
+from xclip_lab.config import to_dict
+from xclip_lab.datasets import VideoTextDataset
+from xclip_lab.errors import TrainingError
+from xclip_lab.evaluate import evaluate
+from xclip_lab.model import RetrievalModel
+from xclip_lab.resume import run_lock
+from xclip_lab.train import fit
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run")
+    return train_tiny(run_dir)
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """Eight pairs whose videos are real files."""
+    folder = tmp_path_factory.mktemp("videos")
+    dataset = tiny_dataset(8, "val")
+    noise = np.random.default_rng(0)
+    for name in dataset.videos:
+        with av.open(str(folder / f"{name}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=4)
+            stream.width = stream.height = 32
+            for _ in range(4):
+                picture = noise.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+    samples = [dataclasses.replace(s, path=folder / f"{s.video_id}.mp4") for s in dataset.samples]
+    return VideoTextDataset("tiny", "val", folder, samples)
+
+
+def train_broken(run_dir, dataset=None, overrides=None, loss=None):
+    config, dataset = tiny_config(overrides), dataset or tiny_dataset()
+    model = NoisyModel(config.model)
+    if loss is not None:
+        model.loss = loss
+    return fit(model, config, dataset, run_dir, store=frames_of(dataset), progress=False)
+
+
+def test_run_folder(run):
+    names = {path.name for path in run.run_dir.iterdir()}
+    assert names >= {"config.yaml", "versions.json", "history.jsonl", "tensorboard", "checkpoints"}
+    assert to_dict(load_config(run.run_dir / "config.yaml")) == to_dict(tiny_config())
+    versions = json.loads((run.run_dir / "versions.json").read_text())
+    assert versions["torch"] == version("torch")
+    assert len(versions["data"]["train"]) == 64
+
+
+def test_history_has_each_step_once_with_its_parts(run):
+    assert [row["step"] for row in run.history] == list(range(1, STEPS + 1))
+    assert [row["epoch"] for row in run.history] == [1] * 5 + [2] * 5
+    for row in run.history:
+        assert row["loss"] == pytest.approx(row["contrastive_loss"])
+        assert {"lr", "logit_scale", "grad_norm", "seconds", "pairs_per_second"} <= set(row)
+    board = EventAccumulator(str(run.run_dir / "tensorboard")).Reload()
+    losses = [event.value for event in board.Scalars("train/loss")]
+    assert losses == pytest.approx([row["loss"] for row in run.history])
+
+
+def test_without_validation_the_last_is_the_best(run):
+    assert run.stamp == {
+        "step": STEPS,
+        "epoch": 2,
+        "selection_split": None,
+        "selection_metric": "last",
+        "selection_value": None,
+    }
+    assert run.checkpoint.resolve() == (run.run_dir / "checkpoints/last").resolve()
+
+
+def test_training_learns(tmp_path):
+    result = train_tiny(tmp_path, {"train.epochs": 60, "train.log_every": 10, "train.checkpoint_every": 500})
+    assert result.history[0]["loss"] > 1.0  # ln 4 = 1.39 is chance
+    assert result.history[-1]["loss"] < 0.5
+
+
+def test_max_steps_ends_the_run_and_its_schedule(tmp_path):
+    result = train_tiny(tmp_path, {"train.max_steps": 7})
+    assert result.steps == 7
+    assert result.history[-1]["lr"] < 0.1 * max(row["lr"] for row in result.history)
+
+
+def test_parts_average_their_gradients(tmp_path):
+    config, dataset = tiny_config({"train.max_steps": 1, "train.accumulate": 2}), tiny_dataset()
+    store, model = frames_of(dataset), NoisyModel(config.model)
+    model.dropout.p = 0.0
+    order = epoch_order(len(dataset), config.seed, epoch=0)[:BATCH]
+    parts = list(make_loader(ClipDataset(dataset, config, store=store), order=order, batch_size=BATCH // 2))
+    expected = sum(model.loss(part)["loss"] for part in parts) / 2
+    expected.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
+    row = fit(model, config, dataset, tmp_path, store=store, progress=False).history[0]
+    assert row["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_bf16_keeps_float32_weights(tmp_path):
+    train_tiny(tmp_path, {"train.precision": "bf16", "train.max_steps": 2})
+    weights = outcome(tmp_path)["weights"]
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert_not_same(weights, train_weights(tmp_path / "fp32", {"train.max_steps": 2}))
+
+
+def train_weights(run_dir, overrides):
+    train_tiny(run_dir, overrides)
+    return outcome(run_dir)["weights"]
+
+
+def assert_not_same(found, other):
+    with pytest.raises(AssertionError):
+        assert_same(found, other)
+
+
+def test_logit_scale_is_clamped(tmp_path):
+    config, dataset = tiny_config(), tiny_dataset()
+    model = NoisyModel(config.model)
+    with torch.no_grad():
+        model.logit_scale.fill_(4.8)
+    result = fit(model, config, dataset, tmp_path, store=frames_of(dataset), progress=False)
+    assert result.history[0]["logit_scale"] == pytest.approx(math.log(100), abs=1e-6)
+
+
+def test_frozen_parameters_stay(tmp_path):
+    config, dataset = tiny_config({"towers.freeze_layer_num": 0, "train.max_steps": 2}), tiny_dataset()
+    model = NoisyModel(config.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, config, dataset, tmp_path, store=frames_of(dataset), progress=False)
+    after = model.state_dict()
+    assert torch.equal(after["clip.token_embedding.weight"], before["clip.token_embedding.weight"])
+    assert not torch.equal(after["clip.text_projection"], before["clip.text_projection"])
+
+
+def test_videos_from_files_and_validation(tmp_path, filmed):
+    """Decoding in workers and validation by `evaluate`, and both again after a stop within an epoch."""
+    overrides = {"data.workers": 1, "train.checkpoint_every": 1, "evaluation.bootstrap": 0}
+
+    def go(run_dir):
+        torch.set_num_threads(1)
+        config = tiny_config(overrides)
+        torch.manual_seed(0)
+        model = NoisyModel(config.model)
+        return fit(model, config, filmed, run_dir, val=filmed, progress=False), model, config
+
+    result, model, config = go(tmp_path / "whole")
+    with after_step(3, disk_full), pytest.raises(TrainingError):
+        go(tmp_path / "parted")
+    go(tmp_path / "parted")
+    assert_same(outcome(tmp_path / "parted"), outcome(tmp_path / "whole"))
+    assert result.stamp["selection_split"] == "val"
+    assert result.stamp["selection_metric"] == "t2v/R@1"
+    model.eval()
+    recall = evaluate(model, filmed, config, progress=False).metrics["t2v"]["R@1"]
+    assert result.history[-1]["val/t2v/R@1"] == recall
+
+
+def scripted(values):
+    """Stands for `evaluate` where a test must decide what validation finds."""
+    remaining = iter(values)
+
+    def evaluate(*args, **kwargs):
+        value = next(remaining)
+        return mock.Mock(metrics={"t2v": {"R@1": value, "MdR": value}, "v2t": {}})
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("select", "best"), [("t2v/R@1", 2), ("t2v/MdR", 3)])
+def test_validation_selects(tmp_path, monkeypatch, select, best):
+    monkeypatch.setattr(train, "evaluate", scripted([20.0, 40.0, 10.0, 40.0]))
+    result = train_tiny(tmp_path, {"train.epochs": 4, "train.select": select}, val=tiny_dataset(4, "val"))
+    assert result.stamp["epoch"] == best
+    assert result.stamp["step"] == 5 * best
+    assert result.stamp["selection_split"] == "val"
+    folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert folders == {"last", "best", f"step-{5 * best:08d}", "step-00000020"}
+
+
+def test_best_checkpoint_loads_without_its_training_code(tmp_path):
+    config, dataset = tiny_config({"train.max_steps": 2}), tiny_dataset()
+    model = RetrievalModel(config.model)
+    fit(model, config, dataset, tmp_path, store=frames_of(dataset), progress=False)
+    assert_same(dict(load_model(tmp_path).state_dict()), dict(model.state_dict()))
+
+
+def test_other_config_is_refused(run):
+    with pytest.raises(
+        TrainingError, match=r"optim\.lr \(0\.001 there, 0\.002 here\), seed \(0 there, 3 here\)"
+    ):
+        train_tiny(run.run_dir, {"optim.lr": 0.002, "seed": 3})
+
+
+def test_other_samples_are_refused(run):
+    with pytest.raises(TrainingError, match="other train samples"):
+        train_broken(run.run_dir, tiny_dataset(23))
+
+
+def test_nan_loss_names_step_and_part(tmp_path):
+    config = tiny_config()
+    model, calls = NoisyModel(config.model), iter(range(100))
+    real = model.loss
+
+    def loss(batch):
+        parts = real(batch)
+        extra = torch.tensor(math.nan if next(calls) == 3 else 0.0)
+        return {**parts, "loss": parts["loss"] + extra, "extra_loss": extra}
+
+    model.loss = loss
+    dataset = tiny_dataset()
+    with pytest.raises(TrainingError, match=r"extra_loss is nan at step 4.*checkpoint in .*last is good"):
+        fit(model, config, dataset, tmp_path, store=frames_of(dataset), progress=False)
+    weights = outcome(tmp_path)["weights"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_gradient_that_is_not_finite_names_the_parameter(tmp_path):
+    config, dataset = tiny_config(), tiny_dataset()
+    model = NoisyModel(config.model)
+    model.clip.text_projection.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"gradient of clip\.text_projection is not finite at step 1"):
+        fit(model, config, dataset, tmp_path, store=frames_of(dataset), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"train.batch_size": 64},
+            "22 training pairs do not fill one batch of 64; set train.batch_size to at most 22",
+        ),
+        ({"train.batch_size": 60, "train.accumulate": 4}, "at most 20"),
+        ({"train.accumulate": 3}, "a batch of 3 or 6 is"),
+        ({"train.device": "warp"}, "train.device: 'warp' cannot be used here"),
+    ],
+)
+def test_refused_settings(tmp_path, overrides, message):
+    with pytest.raises(TrainingError, match=message):
+        train_tiny(tmp_path, overrides)
+
+
+def test_unknown_selection_metric(tmp_path):
+    with pytest.raises(TrainingError, match=r"no metric 't2v/R@2'; did you mean 't2v/R@"):
+        train_tiny(tmp_path, {"train.select": "t2v/R@2"}, val=tiny_dataset(4, "val"))
+
+
+def hold_lock(run_dir, ready, release):
+    with run_lock(run_dir):
+        ready.set()
+        release.wait(60)
+
+
+def test_two_processes_cannot_share_a_run(tmp_path):
+    context = real_processes()
+    ready, release = context.Event(), context.Event()
+    other = context.Process(target=hold_lock, args=(tmp_path, ready, release))
+    other.start()
+    assert ready.wait(60)
+    try:
+        with pytest.raises(TrainingError, match="another process is training in"):
+            train_tiny(tmp_path)
+    finally:
+        release.set()
+        other.join()
+    assert train_tiny(tmp_path, {"train.max_steps": 1}).steps == 1
+
+
+def test_damaged_checkpoint_is_one_clear_error(tmp_path):
+    train_tiny(tmp_path, {"train.max_steps": 2})
+    for name in ("model.safetensors", "training.pt"):
+        file = tmp_path / "checkpoints/last" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:1000])
+        with pytest.raises(TrainingError, match=r"checkpoint .*last cannot be read: .*; remove") as failed:
+            train_tiny(tmp_path, {"train.max_steps": 2})
+        assert len(str(failed.value).splitlines()) == 1
+        file.write_bytes(content)
+
+
+def test_unwritable_run_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot write to the run folder"):
+        train_tiny(tmp_path / "file")
+
+
+def test_disk_full_while_logging(tmp_path):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        mock.patch("xclip_lab.history.json.dumps", full),
+        pytest.raises(TrainingError, match=r"cannot write to .*: No space left on device"),
+    ):
+        train_tiny(tmp_path)

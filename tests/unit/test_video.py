@@ -1,0 +1,175 @@
+"""Real files in, the right frames at the right times out."""
+
+import av
+import numpy as np
+import pytest
+
+from tests.shared import needs_shared, shared
+from tests.videos import number_of, picture, turn, write_video
+from xclip_lab import video
+from xclip_lab.errors import VideoError
+
+
+def numbers(frames):
+    return [number_of(frame) for frame in frames]
+
+
+def each_decoder(info, indices):
+    wanted = np.asarray(indices)
+    return {"decord": video._decode_decord(info, wanted), "PyAV": video._decode_pyav(info, wanted)}
+
+
+def test_h264_with_b_frames(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 40, rate=25, options={"bf": "3"})
+    info = video.probe(path)
+    assert (info.frame_count, info.width, info.height, info.codec) == (40, 96, 64, "h264")
+    assert info.fps == pytest.approx(25)
+    assert info.duration == pytest.approx(1.6)
+    frames, timestamps = video.read_frames(path)
+    assert frames.dtype == np.uint8
+    assert frames.shape == (40, 64, 96, 3)
+    assert numbers(frames) == list(range(40))
+    np.testing.assert_allclose(timestamps, np.arange(40) / 25, atol=1e-6)
+
+
+def test_both_decoders_give_the_same_pixels(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 60, options={"g": "12", "bf": "2"}))
+    got = each_decoder(info, [50, 3, 3, 17])
+    assert numbers(got["decord"]) == [50, 3, 3, 17]
+    np.testing.assert_array_equal(got["decord"], got["PyAV"])
+
+
+@pytest.mark.parametrize("group", ["open-gop=0", "open-gop=1"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
+def test_seeking_finds_the_frame(tmp_path, name, group):
+    options = {"g": "12", "bf": "3", "x264-params": f"{group}:scenecut=0"}
+    path = write_video(tmp_path / name, 60, options=options)
+    info = video.probe(path)
+    for first in (1, 11, 12, 13, 30, 59):
+        assert numbers(video.read_frames(path, [first]).frames) == [first]
+        found = [index for index, _ in video._pyav_frames(info, np.arange(first, 60))]
+        assert found == list(range(found[0], 60))
+        assert found[0] <= first
+    assert numbers(video.read_frames(path, [59, 20, 20, 31, 0]).frames) == [59, 20, 20, 31, 0]
+
+
+def test_variable_frame_rate_keeps_time(tmp_path):
+    times = [*range(0, 30), *range(30, 120, 6)]  # 30 frames a second, then 5
+    path = write_video(tmp_path / "a.mp4", 45, rate=30, times=times, options={"bf": "2"})
+    frames, timestamps = video.read_frames(path)
+    assert numbers(frames) == list(range(len(timestamps)))
+    np.testing.assert_allclose(timestamps, np.array(times[: len(timestamps)]) / 30, atol=1e-3)
+    assert len(timestamps) >= 44
+    info = video.probe(path)
+    chosen = timestamps[video.frame_indices(info, "uniform", 4)]
+    middles = (np.arange(4) + 0.5) * info.duration / 4
+    assert ((middles - chosen >= 0) & (middles - chosen < 0.2)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.avi", "libx264", {"bf": "2"}),
+        ("a.avi", "mpeg4", {}),
+        ("a.mkv", "libx264", {"bf": "2"}),
+        ("a.mov", "mpeg4", {}),
+        ("a.ts", "libx264", {"bf": "2"}),
+        ("a.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+        ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "4"}),
+        ("a.gif", "gif", {}),
+        ("a.mp4", "libsvtav1", {"preset": "12"}),
+    ],
+)
+def test_containers_and_codecs(tmp_path, name, codec, options):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no encoder {codec}")
+    path = write_video(tmp_path / name, 40, rate=25, codec=codec, options=options)
+    frames, timestamps = video.read_frames(path)
+    assert numbers(frames) == list(range(40))
+    np.testing.assert_allclose(timestamps, np.arange(40) / 25, atol=0.002)
+    picked = video.read_frames(path, [31, 7])
+    assert numbers(picked.frames) == [31, 7]
+    np.testing.assert_allclose(picked.timestamps, timestamps[[31, 7]])
+
+
+def test_webm_without_duration(tmp_path):
+    path = write_video(
+        tmp_path / "a.webm", 30, codec="libvpx-vp9", container={"live": "1"}, options={"cpu-used": "8"}
+    )
+    with av.open(str(path)) as container:
+        assert container.duration is None
+    assert numbers(video.read_frames(path).frames) == list(range(30))
+
+
+@pytest.mark.parametrize(("clockwise", "corner"), [(90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))])
+def test_rotation_is_applied_by_both_decoders(tmp_path, clockwise, corner):
+    marked = np.zeros((64, 96, 3), np.uint8)
+    marked[:24, :24] = 255  # the upper left corner as stored
+    path = turn(write_video(tmp_path / "a.mp4", [marked] * 5), clockwise)
+    info = video.probe(path)
+    assert (info.width, info.height) == ((96, 64) if clockwise == 180 else (64, 96))
+    assert info.rotation == -clockwise % 360
+    for frames in [*each_decoder(info, [0, 4]).values(), video.read_frames(path).frames]:
+        assert frames.shape[1:3] == (info.height, info.width)
+        bright = {(r, c) for r in (0, -1) for c in (0, -1) if frames[0][r, c].mean() > 127}
+        assert bright == {corner}
+
+
+def test_start_and_end(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 50, rate=25)
+    assert numbers(video.read_frames(path, start=0.4, end=0.6).frames) == [10, 11, 12, 13, 14]
+    assert numbers(video.read_frames(path, start=1.8).frames) == [45, 46, 47, 48, 49]
+    assert numbers(video.read_frames(path, start=0.41, end=0.42).frames) == [10]  # the one on display
+    beyond = video.read_frames(path, start=9.0)
+    assert beyond.frames.shape == (0, 64, 96, 3)
+    info = video.probe(path)
+    assert video.frame_indices(info, "uniform", 2, start=0.4, end=0.8) == [12, 17]
+    assert video.frame_indices(info, "official", 12, start=1, end=1) == [25]
+
+
+def test_uniform_sampler_gives_fewer_of_a_short_video(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 5))
+    assert video.frame_indices(info, "uniform", 8) == [0, 1, 2, 3, 4]
+    assert video.frame_indices(info, "uniform", 8, frame_order=1) == [4, 3, 2, 1, 0]
+
+
+def test_the_second_video_stream_is_not_mixed_in(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as output:
+        streams = [output.add_stream("libx264", rate=25) for _ in range(2)]
+        for stream, (width, height) in zip(streams, [(192, 128), (96, 64)], strict=True):
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(20):
+            for stream, shift in zip(streams, [0, 100], strict=True):
+                pixels = picture(i + shift, stream.width, stream.height)
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for stream in streams:
+            output.mux(stream.encode())
+    frames = video.read_frames(path).frames
+    assert frames.shape == (20, 128, 192, 3)
+    assert numbers(frames) == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["a b.mp4", "file:x.mp4", "视频 ü%03d.mp4", "noext"])
+def test_odd_names(tmp_path, name):
+    plain = write_video(tmp_path / "plain.mp4", 3)
+    path = plain.rename(tmp_path / name)
+    assert numbers(video.read_frames(path).frames) == [0, 1, 2]
+
+
+def test_an_index_that_is_not_there(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 3)
+    for index in (3, -1):
+        with pytest.raises(VideoError, match=f"frame {index} was asked for, it has 3"):
+            video.read_frames(path, [0, index])
+
+
+@needs_shared("clips")
+def test_every_clip_can_be_read():
+    paths = [path for path in shared("clips").iterdir() if path.suffix != ".json"]
+    assert len(paths) == 24
+    for path in paths:
+        info = video.probe(path)
+        frames, timestamps = video.read_frames(path, video.frame_indices(info, "official", 12))
+        assert len(frames) == len(timestamps) > 1
+        assert frames.shape[1:] == (info.height, info.width, 3)

@@ -1,0 +1,133 @@
+"""Broken files: one VideoError, never wrong frames in silence, never a hang."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.shared import needs_shared, shared
+from tests.videos import damage, number_of, write_sound, write_video
+from xclip_lab import video
+from xclip_lab.errors import VideoError
+
+WATCHDOG = 120  # seconds after which a decoder counts as hanging
+READ_ALL = """
+import json, sys
+from tests.videos import number_of
+from xclip_lab import video
+from xclip_lab.errors import VideoError
+for path in sys.argv[1:]:
+    try:
+        frames, timestamps = video.read_frames(path)
+        found = {"count": len(frames), "numbers": [number_of(frame) for frame in frames]}
+        found["timestamps"], found["shape"] = timestamps.tolist(), frames.shape[1:3]
+    except VideoError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found))
+"""
+
+
+def read_guarded(paths):
+    """What each file gives, read in a process of its own that a hang or a crash cannot take along."""
+    command = [sys.executable, "-c", READ_ALL, *map(str, paths)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # the decoders keep quiet; the error speaks
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def refusal(path):
+    with pytest.raises(VideoError) as caught:
+        video.read_frames(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_what_is_no_video(tmp_path):
+    assert "no such file" in refusal(tmp_path / "missing.mp4")
+    assert "not a file" in refusal(tmp_path)
+    (tmp_path / "empty.mp4").touch()
+    assert "0 bytes" in refusal(tmp_path / "empty.mp4")
+    for name in ("words.mp4", "words.txt", "words"):
+        (tmp_path / name).write_text("these are words\n" * 100)
+        assert "PyAV" in refusal(tmp_path / name)
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+        assert "not a video" in refusal(tmp_path / name)
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://localhost:1/a.ts\n")
+    refusal(tmp_path / "list.m3u8")
+    assert "no video stream" in refusal(write_sound(tmp_path / "sound.mp4"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_cut_off(tmp_path, suffix, share):
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    container = {"movflags": "faststart"} if suffix == ".mp4" else {}
+    path = write_video(tmp_path / f"a{suffix}", 75, codec=codec, container=container)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    refusal(path)
+
+
+def test_damage_is_told_and_the_rest_can_be_read(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 120, options={"g": "20", "bf": "2"})
+    damage(path, 0.42, 0.46)
+    assert any(word in refusal(path) for word in ("damaged", "Invalid data"))
+    early = video.read_frames(path, [0, 9, 25]).frames
+    assert [number_of(frame) for frame in early] == [0, 9, 25]
+    late = video.read_frames(path, [110, 119]).frames
+    assert [number_of(frame) for frame in late] == [110, 119]
+
+
+def test_damaged_and_cut_files_never_give_wrong_frames_in_silence(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, codec in [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx"), ("a.gif", "gif")]:
+        whole = write_video(tmp_path / name, 40, codec=codec).read_bytes()
+        for trial in range(8):
+            path = tmp_path / f"{trial}_{name}"
+            path.write_bytes(whole if trial % 2 else whole[: int(rng.uniform(0.05, 0.95) * len(whole))])
+            if trial % 2:
+                damage(path, rng.uniform(0.2, 0.5), 1.0, seed=trial, every=300)
+            paths.append(path)
+    found = read_guarded(paths)
+    assert len(found) == len(paths)
+    refused = sum("error" in one for one in found)
+    assert refused >= 20
+    for path, one in zip(paths, found, strict=True):
+        if "error" not in one and path.suffix == ".mp4":
+            assert one["numbers"] == list(range(40)), path.name
+
+
+@needs_shared("hostile", "HOSTILE.json")
+def test_every_hostile_file_is_read_or_refused():
+    table = json.loads(shared("hostile", "HOSTILE.json").read_text())
+    paths = [shared("hostile", *name.split("/")) for name in table]
+    read = 0
+    for (name, known), found in zip(table.items(), read_guarded(paths), strict=True):
+        decoders = known["av"]
+        whole = decoders.get("decoded") and not decoders.get("err") and decoders.get("rate") != "None"
+        if not whole:
+            assert str(shared("hostile", *name.split("/"))) in found.get("error", ""), name
+            assert "\n" not in found["error"]
+            continue
+        assert "error" not in found, (name, found)
+        assert found["count"] == decoders["decoded"], name
+        upright = known["decord"].get("batch", [0, *decoders["shape"]])[1:3]
+        assert list(found["shape"]) == upright, name
+        steps = np.diff(found["timestamps"])
+        assert (steps > 0).all(), name
+        info = video.probe(shared("hostile", *name.split("/")))
+        assert info.fps == pytest.approx(known["cv2"]["fps"], abs=1e-3), name
+        if "vfr" not in name:
+            np.testing.assert_allclose(steps, 1 / info.fps, atol=2e-3)
+        read += 1
+    assert read > 15

@@ -1,0 +1,39 @@
+"""Files that are either there whole or not at all, also after a kill or a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+"""Prefix of everything that is being written; what carries it after a kill is rubbish."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by a file that holds `text`. Raises OSError and leaves the old file where it cannot."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def point_link(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to its sibling `target`, in one step whether or not it existed."""
+    temporary = link.with_name(TEMPORARY + link.name)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+    sync(link.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

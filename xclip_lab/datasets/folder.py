@@ -1,0 +1,173 @@
+"""Own videos: a folder of files, or a table of videos and captions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+from xclip_lab.datasets.base import DATASETS, Sample, VideoTextDataset
+from xclip_lab.errors import DatasetError
+
+_SUFFIXES = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+CAPTIONS_JSON = "captions.json"
+_REQUIRED = ("video", "caption")
+_SPLITS = ("train", "val", "test")
+_SHOWN = 5
+
+
+@DATASETS.register("folder")
+def folder(root: Path, split: str, protocol: str | None = None) -> VideoTextDataset:
+    """Read own videos.
+
+    `root` is one of
+    - a folder of video files. A video's caption is the text of `name.txt` beside it (a line a caption), or
+      else the file's name in words.
+    - a CSV file (UTF-8) with the columns `video,caption` and, where wanted, `start,end` (seconds) and
+      `split`; or a folder that holds one CSV file. Paths are relative to the CSV.
+    - a folder with `captions.json`: a list of `{"file": ..., "captions": [...]}`.
+
+    Without a column `split` every split has all samples.
+
+    Raises:
+        DatasetError: nothing there, wrong columns, missing videos, times that are none.
+    """
+    if split not in _SPLITS:
+        raise DatasetError(f"dataset 'folder': no split {split!r} (there are {', '.join(_SPLITS)})")
+    if protocol is not None:
+        raise DatasetError(f"dataset 'folder' has no protocols, {protocol!r} was asked for")
+    samples = _samples(root, split)
+    if not samples:
+        raise DatasetError(f"{root}: no sample of split {split!r} in it")
+    _check_files(root, samples)
+    return VideoTextDataset(name="folder", split=split, root=root, samples=samples)
+
+
+def _samples(root: Path, split: str) -> list[Sample]:
+    if root.is_file():
+        if root.suffix.lower() != ".csv":
+            raise DatasetError(f"{root}: not a folder and not a CSV file; set data.root to one of these")
+        return _from_csv(root, split)
+    tables = sorted(root.glob("*.csv"))
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables[:_SHOWN])
+        raise DatasetError(f"{root}: several CSV files ({names}); set data.root to the one that is meant")
+    if tables:
+        return _from_csv(tables[0], split)
+    if (root / CAPTIONS_JSON).is_file():
+        return _from_json(root / CAPTIONS_JSON)
+    return _from_files(root)
+
+
+def _from_files(root: Path) -> list[Sample]:
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    if not paths:
+        raise DatasetError(f"{root}: no video in it (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+    samples = []
+    for path in paths:
+        sidecar = path.with_suffix(".txt")
+        captions = _lines(sidecar) if sidecar.is_file() else [name_in_words(path.stem)]
+        if not captions:
+            raise DatasetError(f"{sidecar}: no caption in it")
+        video_id = path.relative_to(root).as_posix()
+        samples += [Sample(video_id, caption, path=path) for caption in captions]
+    return samples
+
+
+def name_in_words(stem: str) -> str:
+    """A file's name as a caption.
+
+    >>> name_in_words("a_dog-runs.fast")
+    'a dog runs fast'
+    """
+    return " ".join(re.sub(r"[_\-.]+", " ", stem).split()) or stem
+
+
+def _from_json(path: Path) -> list[Sample]:
+    try:
+        entries = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from error
+    samples = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        file, captions = (
+            (entry.get("file"), entry.get("captions")) if isinstance(entry, dict) else (None, None)
+        )
+        texts = captions if isinstance(captions, list) else []
+        if not isinstance(file, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise DatasetError(
+                f'{path}: entry {number} is not {{"file": name, "captions": [text, ...]}}: {str(entry)[:80]}'
+            )
+        samples += [Sample(file, text, path=path.parent / file) for text in texts]
+    return samples
+
+
+def _from_csv(path: Path, split: str) -> list[Sample]:
+    reader = csv.DictReader(_text(path).splitlines(keepends=True))
+    columns = [name.strip().lower() for name in reader.fieldnames or []]
+    missing = [name for name in _REQUIRED if name not in columns]
+    if missing:
+        raise DatasetError(
+            f"{path}: no column {' and no column '.join(map(repr, missing))} in its first line; found "
+            f"{', '.join(map(repr, columns)) or 'nothing'}, expected video,caption[,start,end,split]"
+        )
+    reader.fieldnames = columns
+    samples = []
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if None in row or None in row.values():
+            raise DatasetError(f"{where}: not {len(columns)} columns; put a caption with a comma in quotes")
+        name, caption = row["video"].strip(), row["caption"].strip()
+        if not name or not caption:
+            raise DatasetError(f"{where}: the {'video' if not name else 'caption'} is empty")
+        if "split" in columns and row["split"].strip() not in _SPLITS:
+            raise DatasetError(f"{where}: split {row['split']!r} is not one of {', '.join(_SPLITS)}")
+        if "split" in columns and row["split"].strip() != split:
+            continue
+        start, end = (_seconds(row.get(key, ""), key, where) for key in ("start", "end"))
+        if end is not None and end <= (start or 0.0):
+            raise DatasetError(f"{where}: end {end:g} s is not after start {start or 0.0:g} s")
+        video_id = name if start is None and end is None else f"{name}[{_clock(start)}-{_clock(end)}]"
+        samples.append(Sample(video_id, caption, start, end, path.parent / name))
+    return samples
+
+
+def _seconds(text: str, key: str, where: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise DatasetError(f"{where}: {key} {text.strip()!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else repr(seconds)
+
+
+def _check_files(root: Path, samples: list[Sample]) -> None:
+    paths = dict.fromkeys(sample.path for sample in samples if sample.path is not None)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        first = ", ".join(str(path) for path in missing[:_SHOWN])
+        more = ", ..." if len(missing) > _SHOWN else ""
+        raise DatasetError(f"{root}: {len(missing)} of {len(paths)} video files are missing: {first}{more}")
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error

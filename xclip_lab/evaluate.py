@@ -1,0 +1,370 @@
+"""Encode every text and video once, score in blocks, rank: a `Result`, stamped with how it came about."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from xclip_lab.atomic import TEMPORARY, sync, write_text
+from xclip_lab.batching import ClipDataset, FrameStore, make_loader
+from xclip_lab.config import EvaluationConfig, RunConfig, config_from_dict
+from xclip_lab.datasets.base import VideoTextDataset
+from xclip_lab.errors import DatasetError, UserError
+from xclip_lab.metrics import METRICS, MetricError, lower_median, metrics_of, rank_entries, retrieval_metrics
+from xclip_lab.model import RetrievalModel
+from xclip_lab.provenance import dataset_fingerprint, versions
+from xclip_lab.stats import recall_intervals
+from xclip_lab.text import tokenize
+from xclip_lab.tokens import TokenSet
+
+SIDES = {"t2v": "text-to-video", "v2t": "video-to-text"}
+
+
+class ResultError(UserError):
+    """A result that cannot be written, or a folder that holds none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """An evaluation and how it came about.
+
+    Attributes:
+        similarity: float32 `[T, V]`. text_to_video: `[T]`, the column of each caption's video.
+        captions: the T texts. videos: the V video ids. rows: `[T]`, the dataset's sample that each row is
+            (every sample in its order, less those of missing videos).
+        ranks: `{"t2v": [T], "v2t": [V]}`, from 1; under `official` ties add entries.
+        metrics: `{"t2v": {"R@1": ...}, "v2t": {...}}`, recalls in percent.
+        intervals: the same keys, 95% (low, high), bootstrapped over videos; empty where not asked for.
+        stamp: checkpoint, dataset, protocol, what selected the checkpoint, ties, sampler, versions and so on.
+    """
+
+    similarity: np.ndarray
+    text_to_video: np.ndarray
+    captions: list[str]
+    videos: list[str]
+    rows: np.ndarray
+    ranks: dict[str, np.ndarray]
+    metrics: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    stamp: dict[str, Any]
+
+    def subset(self, captions: Any) -> dict[str, float]:
+        """Text-to-video metrics of some captions in the full gallery.
+
+        Args:
+            captions: bool `[T]`, for example `levels[result.rows] == 3`.
+
+        Raises:
+            MetricError: another length, or no caption chosen.
+        """
+        chosen = np.asarray(captions, dtype=bool)
+        if chosen.shape != self.text_to_video.shape:
+            raise MetricError(
+                f"subset: expected one truth value for each of {len(self.captions)} captions, "
+                f"got shape {list(chosen.shape)}"
+            )
+        ties = self.stamp["ties"]
+        entries = rank_entries(self.similarity, self.text_to_video, ties)["t2v"]
+        return metrics_of(entries.ranks[chosen[entries.queries]], lower_median(self.text_to_video, ties))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `metrics.json`, `intervals.json`, `stamp.json`, `gallery.json` and `similarity.npy`.
+
+        Each file appears whole or not at all; `metrics.json` comes last.
+
+        Raises:
+            ResultError: the folder cannot be written, or the disk is full.
+        """
+        folder = Path(folder)
+        gallery = {
+            "captions": self.captions,
+            "videos": self.videos,
+            "text_to_video": self.text_to_video.tolist(),
+            "rows": self.rows.tolist(),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_array(folder / "similarity.npy", self.similarity)
+            _write_json(folder / "gallery.json", gallery)
+            _write_json(folder / "stamp.json", self.stamp)
+            _write_json(folder / "intervals.json", self.intervals)
+            _write_json(folder / "metrics.json", self.metrics)
+        except OSError as error:
+            raise ResultError(
+                f"the result could not be written to {folder}: {error.strerror or error}"
+            ) from error
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """What `save` wrote.
+
+        Raises:
+            ResultError: a file is missing or damaged.
+        """
+        folder = Path(folder)
+        try:
+            similarity = np.load(folder / "similarity.npy", allow_pickle=False)
+            gallery, stamp, intervals, metrics = (
+                json.loads((folder / f"{name}.json").read_text())
+                for name in ("gallery", "stamp", "intervals", "metrics")
+            )
+            text_to_video = np.asarray(gallery["text_to_video"], dtype=np.int64)
+            entries = rank_entries(similarity, text_to_video, stamp["ties"])
+            return cls(
+                similarity=similarity,
+                text_to_video=text_to_video,
+                captions=gallery["captions"],
+                videos=gallery["videos"],
+                rows=np.asarray(gallery["rows"], dtype=np.int64),
+                ranks={side: found.ranks for side, found in entries.items()},
+                metrics=metrics,
+                intervals={
+                    side: {name: (low, high) for name, (low, high) in found.items()}
+                    for side, found in intervals.items()
+                },
+                stamp=stamp,
+            )
+        except FileNotFoundError as error:
+            raise ResultError(f"no result in {folder}: {Path(error.filename).name} is missing") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"the result in {folder} is damaged: {error}") from error
+
+    def __str__(self) -> str:
+        stamp = self.stamp
+        lines = [
+            f"{stamp['dataset']} / {stamp['split']} (protocol {stamp['protocol'] or 'usual'}): "
+            f"{len(self.captions)} captions, {len(self.videos)} videos",
+            f"ties {stamp['ties']}, post-processing {stamp['post_processing']}, "
+            f"checkpoint selected on {stamp['selection_split'] or 'nothing'}",
+            " " * 8 + "".join(f"{title:<28}" for title in SIDES.values()).rstrip(),
+        ]
+        if stamp["missing_videos"]:
+            lines.insert(1, f"left out: {_count_and_first(stamp['missing_videos'])}")
+        for name in METRICS:
+            cells = [self._cell(side, name) for side in SIDES]
+            lines.append(f"{name:<5}" + "".join(f"{cell:<28}" for cell in cells).rstrip())
+        return "\n".join(lines)
+
+    def _cell(self, side: str, name: str) -> str:
+        value = f"{self.metrics[side][name]:8.2f}"
+        if side not in self.intervals:
+            return value
+        low, high = self.intervals[side][name]
+        return f"{value}  [{low:.2f}, {high:.2f}]"
+
+
+def evaluate(
+    model: RetrievalModel,
+    dataset: VideoTextDataset,
+    config: RunConfig | None = None,
+    *,
+    store: FrameStore | None = None,
+    checkpoint: str | Path | None = None,
+    selection_split: str | None = None,
+    progress: bool = True,
+) -> Result:
+    """Retrieval in both directions over one split.
+
+    The model stays where it is (device, training mode); `max_words` and `max_frames` are the model's own.
+
+    Args:
+        config: its `data` (sampler, frame order, workers), `evaluation` and `seed` are used; None for the
+            defaults. store: frames decoded before (`batching.preload`). checkpoint: where the weights came
+            from, for the stamp. selection_split: the split that chose the checkpoint, for the stamp.
+            progress: show bars.
+
+    Raises:
+        DatasetError: no captions, or more videos missing or unreadable than `evaluation.allow_missing`; says
+            how many, names the first and gives a reason.
+        MetricError: a similarity that is NaN.
+    """
+    config = _config_for(model, config)
+    settings = config.evaluation
+    clips = ClipDataset(dataset, config, unique_videos=True, store=store, image_size=model.image_size)
+    with _evaluating(model):
+        video, missing = _encode_gallery(model, clips, progress)
+        rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
+        kept = _only(dataset, rows)
+        captions = [sample.caption for sample in kept.samples]
+        text = encode_texts(model, captions, settings.batch_size, progress)
+        similarity = score(model, text, video, settings.block_size, progress).numpy()
+    found = rank_entries(similarity, kept.text_to_video, settings.ties)
+    stamp = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "dataset_fingerprint": dataset_fingerprint(dataset),
+        "protocol": dataset.protocol,
+        "selection_split": selection_split,
+        "post_processing": "none",
+        "ties": settings.ties,
+        "intervals": f"95% percentile bootstrap, clustered by video, {settings.bootstrap} draws",
+        "missing_videos": missing,
+        "decoder": "decord, PyAV where decord cannot",
+        "sampler": config.data.sampler,
+        "feature_framerate": config.data.feature_framerate,
+        "slice_framepos": config.data.slice_framepos,
+        "frame_order": config.data.frame_order,
+        "max_frames": config.max_frames,
+        "max_words": config.max_words,
+        "seed": config.seed,
+        "dtype": str(video.pooled.dtype).removeprefix("torch."),
+        "device": str(_device(model)),
+        "versions": versions(),
+    }
+    return Result(
+        similarity=similarity,
+        text_to_video=kept.text_to_video,
+        captions=captions,
+        videos=kept.videos,
+        rows=rows,
+        ranks={side: entries.ranks for side, entries in found.items()},
+        metrics=retrieval_metrics(similarity, kept.text_to_video, settings.ties),
+        intervals=_intervals(found, kept.text_to_video, settings, config.seed),
+        stamp=stamp,
+    )
+
+
+@torch.no_grad()
+def encode_texts(
+    model: RetrievalModel, captions: Sequence[str], batch_size: int = 32, progress: bool = False
+) -> TokenSet:
+    """Features of captions, on the CPU: `pooled [T, D]`, `tokens [T, W, D]`."""
+    parts = []
+    starts = range(0, len(captions), batch_size)
+    for start in tqdm(starts, "encode texts", unit="batch", disable=not progress, leave=False):
+        ids, mask = tokenize(captions[start : start + batch_size], model.config.max_words)
+        parts.append(model.encode_text(ids.to(_device(model)), mask.to(_device(model))).to("cpu"))
+    return TokenSet.cat(parts)
+
+
+def _encode_gallery(model: RetrievalModel, clips: ClipDataset, progress: bool) -> tuple[TokenSet, list[str]]:
+    """Features of the videos that can be read, in their order, and the ids of those that cannot."""
+    dataset, allowed = clips.dataset, clips.config.evaluation.allow_missing
+    if not len(dataset):
+        raise DatasetError(f"{dataset.name} / {dataset.split}: no captions to evaluate")
+    if clips.store is None:
+        absent = [s for s in clips.samples if s.path is None or not s.path.exists()]
+        if len(absent) > allowed:
+            raise _too_many_missing(dataset, {s.video_id: f"{s.path}: no such file" for s in absent}, allowed)
+    loader = make_loader(clips, order=None, batch_size=clips.config.evaluation.batch_size)
+    device, parts = _device(model), []
+    for batch in tqdm(loader, "encode videos", unit="batch", disable=not progress, leave=False):
+        if len(loader.broken) <= allowed:  # beyond that, only to name every file that is to be mended
+            batch = batch.to(device)
+            parts.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
+    if len(loader.broken) > allowed or not parts:
+        raise _too_many_missing(dataset, loader.broken, allowed)
+    return TokenSet.cat(parts), [video for video in dataset.videos if video in loader.broken]
+
+
+def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:
+    left_out = "" if len(broken) < len(dataset.videos) else " (all there are)"
+    return DatasetError(
+        f"{dataset.name} / {dataset.split}: cannot read {_count_and_first(list(broken))}{left_out}; "
+        f"evaluation.allow_missing is {allowed}. Bring the files back, or raise it to leave them out. "
+        f"The first: {next(iter(broken.values()))}"
+    )
+
+
+@torch.no_grad()
+def score(
+    model: RetrievalModel, text: TokenSet, video: TokenSet, block_size: int = 64, progress: bool = False
+) -> Tensor:
+    """`model.similarity` of all texts with all videos, float32 `[T, V]` on the CPU.
+
+    `block_size` texts meet `block_size` videos at a time, so that a head that looks at every word and frame
+    needs memory for one block only. The blocks do not change the scores.
+    """
+    device = _device(model)
+    similarity = torch.empty(len(text), len(video))
+    video = video.to(device)
+    starts = range(0, len(text), block_size)
+    for top in tqdm(starts, "score", unit="block", disable=not progress, leave=False):
+        rows = slice(top, top + block_size)
+        texts = text[rows].to(device)
+        for left in range(0, len(video), block_size):
+            columns = slice(left, left + block_size)
+            similarity[rows, columns] = model.similarity(texts, video[columns]).float().cpu()
+    return similarity
+
+
+def _config_for(model: RetrievalModel, config: RunConfig | None) -> RunConfig:
+    """The run's config or the defaults, with the model's own lengths. Broken videos are counted here."""
+    config = config or config_from_dict({})
+    return replace(
+        config,
+        max_words=model.config.max_words,
+        max_frames=model.config.max_frames,
+        data=replace(config.data, on_error="skip"),
+    )
+
+
+def _intervals(
+    found: dict[str, Any], text_to_video: np.ndarray, settings: EvaluationConfig, seed: int
+) -> dict[str, dict[str, tuple[float, float]]]:
+    if settings.bootstrap == 0 or len(np.unique(text_to_video)) < 2:
+        return {}
+    clusters = {"t2v": text_to_video[found["t2v"].queries], "v2t": found["v2t"].queries}
+    lower = lower_median(text_to_video, settings.ties)
+    return {
+        side: recall_intervals(
+            entries.ranks, clusters[side], settings.bootstrap, seed, lower_median=lower and side == "t2v"
+        )
+        for side, entries in found.items()
+    }
+
+
+def _only(dataset: VideoTextDataset, rows: np.ndarray) -> VideoTextDataset:
+    groups = None if dataset.groups is None else dataset.groups[rows]
+    return replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
+
+
+def _count_and_first(names: Sequence[str]) -> str:
+    """`3 videos: a, b, c`, at most five names."""
+    more = ", ..." if len(names) > 5 else ""
+    return f"{len(names)} video{'s' if len(names) > 1 else ''}: {', '.join(names[:5])}{more}"
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; afterwards every module is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Through a temporary file beside it, so that a reader never sees half of it."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
