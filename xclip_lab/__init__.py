@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from xclip_lab.config import RunConfig as RunConfig
     from xclip_lab.config import load_config as load_config
     from xclip_lab.datasets import load_dataset as load_dataset
-    from xclip_lab.evaluate import Result as Result
-    from xclip_lab.evaluate import evaluate as evaluate
+    from xclip_lab.evaluation import Result as Result
+    from xclip_lab.evaluation import evaluate as evaluate
     from xclip_lab.model import RetrievalModel as RetrievalModel
     from xclip_lab.model import create_model as create_model
     from xclip_lab.tokens import TokenSet as TokenSet
@@ -25,12 +25,12 @@ __version__ = version("xclip-lab")
 
 _HOME = {
     "Batch": "batching",
-    "Result": "evaluate",
+    "Result": "evaluation",
     "RetrievalModel": "model",
     "RunConfig": "config",
     "TokenSet": "tokens",
     "create_model": "model",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "fit": "train",
     "load_config": "config",
     "load_dataset": "datasets",

@@ -1,14 +1,17 @@
-"""Looking inside: read and replace what passes the taps."""
+"""Looking inside: read and replace what passes the taps, take one logit apart into what made it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xclip_lab.batching import Batch
+from xclip_lab import text
+from xclip_lab.batching import Batch, Clip, collate
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import Tap
 from xclip_lab.model import RetrievalModel
@@ -64,6 +67,69 @@ def run_with_cache(
     finally:
         model.train(training)
     return similarity, cache
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How X-CLIP's logit of one caption with one video comes about. W tokens and F frames, padding left out.
+
+    Attributes:
+        tokens: what each token reads. words: its word's index in the caption, -1 for the marks.
+        pixels: uint8 `[F, H, W, 3]`. timestamps: `[F]` seconds.
+        similarity: `[W, F]`, the matrix that AOSM attends over.
+        over_words: `[W, F]`, softmax weights down each frame's column; over_frames: along each word's row.
+        frame_weights: `[F]`, second stage, how much each frame counts; word_weights: `[W]` likewise.
+        contributions: what each contrast adds to the logit; they sum to `logit`.
+    """
+
+    caption: str
+    video_id: str
+    tokens: list[str]
+    words: list[int]
+    pixels: np.ndarray = field(repr=False)
+    timestamps: np.ndarray = field(repr=False)
+    similarity: np.ndarray = field(repr=False)
+    over_words: np.ndarray = field(repr=False)
+    over_frames: np.ndarray = field(repr=False)
+    frame_weights: np.ndarray = field(repr=False)
+    word_weights: np.ndarray = field(repr=False)
+    contributions: dict[str, float]
+    logit: float
+
+
+def explain(model: RetrievalModel, clip: Clip) -> Explanation:
+    """Take apart the logit of a clip's caption with its frames.
+
+    Raises:
+        ConfigError: a head other than X-CLIP with the contrast `frame-word` and the fusion `aosm`.
+    """
+    config = model.config
+    settings = config.head
+    if settings.name != "xclip" or settings.fusion != "aosm" or "frame-word" not in settings.contrasts:
+        raise ConfigError(
+            "explain needs a model with head.name=xclip, head.fusion=aosm and frame-word among head.contrasts"
+        )
+    device = next(model.parameters()).device
+    batch = collate([clip], config.max_words, config.max_frames).to(device)
+    logit, cache = run_with_cache(model, batch)
+    seen = {name.removeprefix("head."): value[0, 0].double().cpu().numpy() for name, value in cache.items()}
+    tokens, frames = int(batch.text_mask.sum()), int(batch.video_mask.sum())
+    scale = model.logit_scale.exp().item() / len(settings.contrasts)
+    return Explanation(
+        caption=clip.caption,
+        video_id=clip.video_id,
+        tokens=text.token_texts(batch.token_ids[0].tolist())[:tokens],
+        words=text.token_words(clip.caption, config.max_words)[:tokens],
+        pixels=clip.pixels.permute(0, 2, 3, 1).numpy(),
+        timestamps=clip.timestamps.numpy(),
+        similarity=seen["word_frame_similarity"][:tokens, :frames],
+        over_words=seen["word_softmax"].T[:tokens, :frames],
+        over_frames=seen["frame_softmax"][:tokens, :frames],
+        frame_weights=seen["sentence_to_frame_softmax"][:frames],
+        word_weights=seen["video_to_word_softmax"][:tokens],
+        contributions={name: scale * float(seen[f"scores.{name}"]) for name in settings.contrasts},
+        logit=logit.item(),
+    )
 
 
 def _tap(model: nn.Module, name: str) -> nn.Module:

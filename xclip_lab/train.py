@@ -23,7 +23,7 @@ from xclip_lab.batching import Batch, ClipDataset, FrameStore, epoch_order, make
 from xclip_lab.config import RunConfig, save_config, to_dict
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.errors import TrainingError
-from xclip_lab.evaluate import evaluate
+from xclip_lab.evaluation import evaluate
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
 from xclip_lab.metrics import METRICS

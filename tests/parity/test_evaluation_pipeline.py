@@ -12,7 +12,7 @@ import torch
 from tests.parity.test_metrics import agree
 from tests.shared import needs_shared, shared
 from xclip_lab.checkpoint import load_official
-from xclip_lab.evaluate import score
+from xclip_lab.evaluation import score
 from xclip_lab.metrics import ranks, retrieval_metrics
 
 pytestmark = needs_shared("goldens", "evalpipe_xclip.npz")

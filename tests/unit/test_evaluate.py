@@ -20,7 +20,7 @@ from xclip_lab.batching import ClipDataset, preload
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
 from xclip_lab.errors import DatasetError, UserError
-from xclip_lab.evaluate import Result, ResultError, encode_texts, evaluate, score
+from xclip_lab.evaluation import Result, ResultError, encode_texts, evaluate, score
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
 from xclip_lab.tokens import TokenSet
@@ -348,7 +348,7 @@ def test_the_files_of_a_result(result, tmp_path):
     assert np.load(tmp_path / "similarity.npy").dtype == np.float32
 
 
-@pytest.mark.parametrize("module", [atomic, sys.modules["xclip_lab.evaluate"]])
+@pytest.mark.parametrize("module", [atomic, sys.modules["xclip_lab.evaluation"]])
 def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(result, tmp_path, monkeypatch, module):
     result.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

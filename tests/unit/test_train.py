@@ -35,7 +35,7 @@ from xclip_lab.batching import ClipDataset, epoch_order, make_loader
 from xclip_lab.config import to_dict
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.errors import TrainingError
-from xclip_lab.evaluate import evaluate
+from xclip_lab.evaluation import evaluate
 from xclip_lab.model import RetrievalModel
 from xclip_lab.resume import run_lock
 from xclip_lab.train import fit
