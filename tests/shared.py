@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("XCLIP_LAB_SHARED", ROOT.parent / "shared"))
+CARRIED = Path(__file__).parent / "parity" / "data"
 
 
 def shared(*parts: str) -> Path:
@@ -16,9 +17,28 @@ def shared(*parts: str) -> Path:
     return SHARED.joinpath(*parts)
 
 
+def golden_path(*parts: str) -> Path:
+    """A file of the official code's numbers: the full one where it is, else the cut one that tests carry."""
+    full = shared("goldens", *parts)
+    return full if full.exists() else CARRIED.joinpath(*parts)
+
+
+def golden_paths(pattern: str) -> list[Path]:
+    """Every file of the official code's numbers that matches, from the same two places."""
+    return sorted(shared("goldens").glob(pattern)) or sorted(CARRIED.glob(pattern))
+
+
 def needs_shared(*parts: str) -> pytest.MarkDecorator:
     """Skip a test, with the reason in words, where a reference file or folder is absent."""
-    name = "/".join(parts)
+    return _needs(shared(*parts), "/".join(parts))
+
+
+def needs_golden(*parts: str) -> pytest.MarkDecorator:
+    """Skip a test, with the reason in words, where the official code's numbers are absent."""
+    return _needs(golden_path(*parts), "/".join(("goldens", *parts)))
+
+
+def _needs(path: Path, name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
-        not shared(*parts).exists(), reason=f"reference data {name!r} not found: set XCLIP_LAB_SHARED"
+        not path.exists(), reason=f"reference data {name!r} not found: set XCLIP_LAB_SHARED"
     )

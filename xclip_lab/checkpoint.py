@@ -69,9 +69,7 @@ def find_model_file(path: str | Path) -> Path:
     raise CheckpointError(f"no checkpoint in {path}: expected {MODEL_FILE} or a run folder with checkpoints/")
 
 
-def load_official(
-    source: str | Path | Mapping[str, Tensor], family: str, **options: Any
-) -> RetrievalModel:
+def load_official(source: str | Path | Mapping[str, Tensor], family: str, **options: Any) -> RetrievalModel:
     """A model from the official code's weights. All sizes are read off the shapes.
 
     Args:

@@ -297,7 +297,9 @@ def _build_head(values: Any) -> Any:
 def _build(cls: type, values: Any, prefix: str) -> Any:
     """A dataclass from plain values, each leaf checked by jsonargparse under its dotted name."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix}: {values!r} is not allowed (expected keys such as {_example(cls, prefix)})")
+        raise ConfigError(
+            f"{prefix}: {values!r} is not allowed (expected keys such as {_example(cls, prefix)})"
+        )
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -360,7 +362,9 @@ def _check_together(config: RunConfig) -> None:
             "it cannot exceed train.batch_size"
         )
     if config.max_words > 77:
-        raise ConfigError(f"max_words: {config.max_words} is not allowed (CLIP's text tower has 77 positions)")
+        raise ConfigError(
+            f"max_words: {config.max_words} is not allowed (CLIP's text tower has 77 positions)"
+        )
 
 
 def _unknown_key(key: str, known: list[str]) -> ConfigError:

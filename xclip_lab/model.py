@@ -22,6 +22,9 @@ class RetrievalModel(nn.Module):
         config: what it was built from. clip: the towers. temporal: `agg_module`. head: the similarity.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, config: ModelConfig, load_pretrained: bool = True) -> None:
         super().__init__()
         self.config = config

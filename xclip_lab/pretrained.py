@@ -76,7 +76,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = load_file(path)
         elif is_openai_archive(path):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore")  # torch.jit is deprecated, OpenAI publishes nothing else
                 content = torch.jit.load(str(path), map_location="cpu").state_dict()
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -53,7 +53,8 @@ def tokenize(captions: str | Sequence[str], max_words: int) -> tuple[Tensor, Ten
     mask = torch.zeros_like(ids)
     bpe = tokenizer()
     for row, caption in enumerate(captions):
-        tokens = [bpe.sot_token_id, *bpe.encode(caption)][: max_words - 1] + [bpe.eot_token_id]
+        tokens = [bpe.sot_token_id, *bpe.encode(caption)][: max_words - 1]
+        tokens.append(bpe.eot_token_id)
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
     return ids, mask

@@ -9,10 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.shared import shared
-
-DATA = Path(__file__).parent / "data"
-
 
 class Golden:
     """One `.npz` of reference numbers: `golden["in/square/video"]` is a tensor."""
@@ -38,8 +34,3 @@ class Golden:
     def sets(self) -> list[str]:
         """The names of the input sets."""
         return sorted({key.split("/")[1] for key in self.arrays if key.startswith("in/")})
-
-
-def golden_files(pattern: str) -> list[Path]:
-    """Reference files: those beside the repository where they are, else the ones it carries."""
-    return sorted(shared("goldens").glob(pattern)) or sorted(DATA.glob(pattern))

@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from tests.parity.test_metrics import agree
-from tests.shared import needs_shared, shared
+from tests.shared import golden_path, needs_golden
 from xclip_lab.checkpoint import load_official
 from xclip_lab.evaluation import score
 from xclip_lab.metrics import ranks, retrieval_metrics
 
-pytestmark = needs_shared("goldens", "evalpipe_xclip.npz")
+pytestmark = needs_golden("evalpipe_xclip.npz")
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
-    with np.load(shared("goldens", name), allow_pickle=False) as stored:
+    with np.load(golden_path(name), allow_pickle=False) as stored:
         return {key: stored[key] for key in stored.files}
 
 
 def cases() -> Iterator[str]:
-    if shared("goldens", "evalpipe_xclip.npz").exists():
+    if golden_path("evalpipe_xclip.npz").exists():
         yield from json.loads(str(arrays("evalpipe_xclip.npz")["meta"]))["weights"]
 
 

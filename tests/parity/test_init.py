@@ -7,15 +7,13 @@ import json
 import pytest
 import torch
 
-from tests.parity.golden import golden_files
+from tests.shared import golden_paths
 from xclip_lab.checkpoint import tower_sizes
 from xclip_lab.config import config_from_dict, to_dict
 from xclip_lab.model import create_model, official_name
 
-FILES = golden_files("init_xclip.json")
-CASES = [
-    pytest.param(path, case, id=case) for path in FILES for case in json.loads(path.read_text())
-]
+FILES = golden_paths("init_xclip.json")
+CASES = [pytest.param(path, case, id=case) for path in FILES for case in json.loads(path.read_text())]
 
 
 @pytest.mark.parametrize(("path", "case"), CASES)
@@ -25,7 +23,9 @@ def test_sources(path, case, tmp_path):
     torch.manual_seed(0)
     shapes = {name: torch.empty(shape) for name, shape in expected["shapes"].items()}
     clip = {
-        name.removeprefix("clip."): torch.randn(value.shape) for name, value in shapes.items() if name.startswith("clip.")
+        name.removeprefix("clip."): torch.randn(value.shape)
+        for name, value in shapes.items()
+        if name.startswith("clip.")
     }
     torch.save(clip, tmp_path / "clip.pt")
     model = create_model(
@@ -45,7 +45,9 @@ def test_sources(path, case, tmp_path):
     parameters = {official_name(name): value for name, value in model.named_parameters()}
     assert {name: list(value.shape) for name, value in parameters.items()} == expected["shapes"]
     assert sum(value.numel() for value in parameters.values()) == expected["parameter_count"]
-    assert [name for name, value in parameters.items() if not value.requires_grad] == expected["requires_grad_false"]
+    assert [name for name, value in parameters.items() if not value.requires_grad] == expected[
+        "requires_grad_false"
+    ]
     for name, source in expected["params"].items():
         check_source(name, parameters[name].detach(), source, clip)
 

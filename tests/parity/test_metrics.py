@@ -7,21 +7,21 @@ import json
 import numpy as np
 import pytest
 
-from tests.shared import needs_shared, shared
+from tests.shared import golden_path, needs_golden
 from xclip_lab.metrics import MetricError, ranks, retrieval_metrics
 
-pytestmark = [needs_shared("goldens", "metrics.json"), needs_shared("goldens", "metrics.npz")]
+pytestmark = [needs_golden("metrics.json"), needs_golden("metrics.npz")]
 OURS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "R50": "R@50", "MR": "MdR", "MedianR": "MdR", "MeanR": "MnR"}
 REPOSITORIES = ("clip4clip", "xclip", "clip2video", "glscl")
 
 
 def golden(kind: str) -> dict:
-    path = shared("goldens", "metrics.json")
+    path = golden_path("metrics.json")
     return json.loads(path.read_text())[kind] if path.exists() else {}
 
 
 def matrix(name: str) -> np.ndarray:
-    with np.load(shared("goldens", "metrics.npz"), allow_pickle=False) as arrays:
+    with np.load(golden_path("metrics.npz"), allow_pickle=False) as arrays:
         return arrays[name]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.shared import needs_shared, shared
+from tests.shared import golden_path, needs_golden
 from xclip_lab.config import OptimConfig
 from xclip_lab.optim import (
     SCHEDULES,
@@ -19,17 +19,17 @@ from xclip_lab.optim import (
     parameter_groups,
 )
 
-pytestmark = [needs_shared("goldens", "optim.npz"), needs_shared("goldens", "groups_xclip.json")]
+pytestmark = [needs_golden("optim.npz"), needs_golden("groups_xclip.json")]
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(shared("goldens", "optim.npz"), allow_pickle=False)
+    return np.load(golden_path("optim.npz"), allow_pickle=False)
 
 
 @pytest.fixture(scope="module")
 def groups_golden():
-    return json.loads(shared("goldens", "groups_xclip.json").read_text())["seqTransf"]
+    return json.loads(golden_path("groups_xclip.json").read_text())["seqTransf"]
 
 
 @pytest.mark.parametrize("total_steps", [20, 7.5])

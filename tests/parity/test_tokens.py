@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from tests.parity.golden import Golden, golden_files
+from tests.parity.golden import Golden
+from tests.shared import golden_paths
 from xclip_lab.text import caption_words, token_words, tokenize
 
-FILES = golden_files("tokens.npz")
+FILES = golden_paths("tokens.npz")
 
 
 @pytest.mark.parametrize("width", [12, 32, 77])
@@ -25,7 +26,7 @@ def test_ids_and_masks(path, width):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_words_cover_the_tokens(path):
     for sentence in json.loads(path.with_suffix(".json").read_text())["sentences"]:
-        ids, mask = tokenize(sentence, 77)
+        _, mask = tokenize(sentence, 77)
         words = token_words(sentence, 77)
         tokens = int(mask.sum())
         assert words[0] == -1

@@ -111,7 +111,10 @@ def test_a_tap_can_be_replaced():
 
 
 def test_unknown_tap():
-    with pytest.raises(ConfigError, match="did you mean 'word_softmax'"), replaced(head_of(), {"word_sofmax": None}):
+    with (
+        pytest.raises(ConfigError, match="did you mean 'word_softmax'"),
+        replaced(head_of(), {"word_sofmax": None}),
+    ):
         pass
 
 

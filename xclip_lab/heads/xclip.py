@@ -109,7 +109,9 @@ class XClipHead(Head):
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.word_similarity(torch.einsum("twd,vd->tvw", words, video))
         if self.config.fusion == "aosm":
-            return attend(scores, self.word_logit_weight, self.config.temperature, mask, self.video_word_softmax)
+            return attend(
+                scores, self.word_logit_weight, self.config.temperature, mask, self.video_word_softmax
+            )
         if self.config.fusion == "transformer":
             return self.word_fusion(scores.unsqueeze(-1), mask)
         return pool(scores, self.config.fusion.split("-")[1], mask)

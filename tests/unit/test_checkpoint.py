@@ -1,0 +1,125 @@
+"""Models on disk: ours and the official code's. What does not fit is refused with a list."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.parity.golden import Golden
+from tests.shared import golden_path, needs_golden
+from xclip_lab import load_config, load_model, load_official, save_official
+from xclip_lab.checkpoint import official_state_dict, save_model
+from xclip_lab.errors import CheckpointError, ConfigError
+from xclip_lab.model import create_model
+
+TINY = {
+    "towers.architecture.vision_width": 32,
+    "towers.architecture.text_width": 32,
+    "towers.architecture.embed_dim": 32,
+    "towers.architecture.vision_layers": 1,
+    "towers.architecture.text_layers": 1,
+    "towers.architecture.vocab_size": 60,
+    "temporal.layers": 1,
+    "max_words": 8,
+    "max_frames": 4,
+}
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return create_model(load_config("quickstart", TINY | changes))
+
+
+def same_weights(one, other) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("agg_module", ["meanP", "seqLSTM", "seqTransf"])
+@pytest.mark.parametrize("fusion", ["aosm", "max-max", "transformer"])
+def test_round_trip_of_ours(tmp_path, agg_module, fusion):
+    model = tiny(**{"temporal.agg_module": agg_module, "head.fusion": fusion})
+    path = save_model(model, tmp_path)
+    for source in (tmp_path, path):
+        again = load_model(source)
+        assert again.config == model.config
+        assert same_weights(model, again)
+        assert not again.training
+
+
+def test_a_checkpoint_of_another_shape(tmp_path):
+    """Weights that do not fit their config, as after editing one by hand."""
+    from safetensors.torch import load_file, save_file
+
+    path = save_model(tiny(), tmp_path)
+    metadata = _metadata(path)
+    state = load_file(path)
+    state["head.global_mat_weight"] = torch.eye(5)
+    save_file(state, path, metadata=metadata)
+    with pytest.raises(
+        CheckpointError, match=r"head.global_mat_weight \(5, 5\) where the model has \(32, 32\)"
+    ):
+        load_model(path)
+
+
+def _metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as archive:
+        return archive.metadata()
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path)
+    path = save_model(tiny(), tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("agg_module", ["meanP", "seqLSTM", "seqTransf"])
+def test_official_names_there_and_back(tmp_path, agg_module):
+    model = tiny(**{"temporal.agg_module": agg_module})
+    save_official(model, tmp_path / "pytorch_model.bin.0")
+    assert not any(name.startswith(("head.", "temporal.")) for name in official_state_dict(model))
+    again = load_official(tmp_path / "pytorch_model.bin.0", "xclip", agg_module=agg_module)
+    assert same_weights(model, again)
+    assert load_official(official_state_dict(model), "xclip").config == again.config
+
+
+def test_official_refusals(tmp_path):
+    state = official_state_dict(tiny())
+    with pytest.raises(ConfigError, match="unknown family 'xlcip'; did you mean 'xclip'"):
+        load_official(state, "xlcip")
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'head.mask_pading'; did you mean 'head.mask_padding'"
+    ):
+        load_official(state, "xclip", mask_pading=True)
+    with pytest.raises(CheckpointError, match="lstm_visual"):
+        load_official(state, "xclip", agg_module="seqLSTM")
+    with pytest.raises(CheckpointError, match="unexpected: .*transformerClip"):
+        load_official(state, "xclip", agg_module="meanP")
+    with pytest.raises(CheckpointError, match="missing: global_mat_weight"):
+        load_official({k: v for k, v in state.items() if k != "global_mat_weight"}, "xclip")
+    with pytest.raises(CheckpointError, match="no 'word_logit_weight'"):
+        load_official({k: v for k, v in state.items() if "word" not in k}, "xclip")
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        load_official(tmp_path / "pytorch_model.bin.4", "xclip")
+
+
+@needs_golden("xclip_seqTransf.npz")
+def test_lengths_migrate_on_request():
+    """Cut or padded with the identity; between the two the shared part is untouched (ledger 2)."""
+    golden = Golden(golden_path("xclip_seqTransf.npz"))
+    state = golden.below("sd/")
+    model = load_official(state, "xclip", max_words=16, max_frames=4)
+    words, frames = model.head.word_mat_weight, model.head.frame_mat_weight2
+    assert torch.equal(words[:12, :12], state["word_mat_weight"])
+    assert torch.equal(words[12:, 12:], torch.eye(4))
+    assert not words[:12, 12:].any()
+    assert torch.equal(frames, state["frame_mat_weight2"][:4, :4])
+    assert (model.config.max_words, model.config.max_frames) == (16, 4)

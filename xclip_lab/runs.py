@@ -1,0 +1,185 @@
+"""Run folders: where a run lies, what it needs before it starts, the notebooks in it, and a list of them."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xclip_lab.config import RunConfig, to_dict
+from xclip_lab.errors import UserError
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+class RunError(UserError):
+    """A run folder that cannot be made or found, or a notebook that is missing or failed."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A line of `list_runs`: `state` in words, `metrics` as `{"t2v": {"R@1": ...}, ...}` or empty."""
+
+    name: str
+    preset: str
+    state: str
+    metrics: dict[str, dict[str, float]]
+
+
+def config_hash(config: RunConfig) -> str:
+    """Eight hexadecimal digits that two configurations share only when they are equal."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
+    """The folder of a run of `config`, made where it is not there: `<root>/<date>_<preset>_<hash>`.
+
+    The hash is of the whole resolved config and the date is the day the run began: the same command finds its
+    run again on any later day, `fit` goes on with it, and no other config ever gets the same folder.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    root, name = Path(root), f"{config.preset}_{config_hash(config)}"
+    begun = sorted(path for path in root.glob(f"????-??-??_{name}") if path.is_dir())
+    run_dir = begun[-1] if begun else root / f"{datetime.date.today().isoformat()}_{name}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {run_dir}: {error.strerror}") from error
+    return run_dir
+
+
+def prepare_data(config: RunConfig, progress: bool = True) -> None:
+    """Make the generated clips that `config` asks for, unless they lie there. Other datasets are as they are.
+
+    Raises:
+        DatasetError: `data.root` holds clips of another configuration or cannot be written.
+    """
+    if config.data.dataset == "synthetic":
+        from xclip_lab.synthetic import generate
+
+        generate(config.data.generate, config.data.root, progress=progress)
+
+
+def notebook_path(name: str) -> Path:
+    """A notebook of the project, such as `00_quickstart`.
+
+    Raises:
+        RunError: no such notebook, or the package was installed without them.
+    """
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in NOTEBOOKS.glob("*.ipynb")))
+        raise RunError(
+            f"no notebook {name!r} in {NOTEBOOKS} (there are {there})"
+            if there
+            else f"the notebooks do not come with an installed package and there are none in {NOTEBOOKS}; "
+            "clone the project and install it from there (make install)"
+        )
+    return path
+
+
+def execute_notebook(
+    name: str | Path, parameters: Mapping[str, Any], run_dir: str | Path, progress: bool = True
+) -> Path:
+    """Run a notebook in a process of its own and keep the executed copy in the run folder.
+
+    Args:
+        name: a notebook of the project, or the path of one. parameters: for its cell `parameters`.
+        run_dir: the copy becomes `<run_dir>/<name>.ipynb`; it is saved after each cell.
+        progress: pass on to the terminal what the notebook prints, and its progress bars.
+
+    Returns:
+        The executed copy.
+
+    Raises:
+        RunError: a cell failed or the kernel died; one line, and the copy that keeps the traceback.
+        KeyboardInterrupt: after Ctrl-C, which the running cell got first.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    from xclip_lab import engine
+
+    source = Path(name) if Path(name).suffix == ".ipynb" else notebook_path(str(name))
+    executed = Path(run_dir) / source.name
+    try:
+        executed.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            source,
+            executed,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            engine_name=engine.NAME,
+            progress_bar=False,
+            stdout_file=sys.stdout if progress else None,
+            stderr_file=sys.stderr if progress else None,
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt(error.evalue) from None
+        raise RunError(
+            f"{_reason(error.ename, error.evalue)} (cell [{error.exec_count}] of {executed}, "
+            "which keeps the traceback)"
+        ) from None
+    except DeadKernelError as error:
+        raise RunError(
+            "the process of the notebook died, as it does when the memory is full; "
+            f"{executed} shows how far it got"
+        ) from error
+    return executed
+
+
+def _reason(ename: str, evalue: str) -> str:
+    """An exception of a notebook in one line; the package's own errors speak for themselves."""
+    import xclip_lab.evaluation  # noqa: F401  (the errors of all layers below)
+
+    known = {error.__name__ for error in (UserError, *_subclasses(UserError))}
+    text = " ".join(evalue.split())
+    return text if ename in known else f"{ename}: {text}"
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def list_runs(root: str | Path = "runs") -> list[RunSummary]:
+    """The runs below `root`, in the order of their names: a folder with a `config.yaml` is one.
+
+    Raises:
+        RunError: no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise RunError(f"no folder {root}; a run makes it, or name the one that holds your runs")
+    return [_summary(path.parent) for path in sorted(root.glob("*/config.yaml"))]
+
+
+def _summary(run_dir: Path) -> RunSummary:
+    try:
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        preset, epochs = config["preset"], config["train"]["epochs"]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return RunSummary(run_dir.name, "?", "config.yaml is damaged", {})
+    stamp = _read_json(run_dir / "checkpoints" / "last" / "stamp.json")
+    state = f"epoch {stamp['epoch']} of {epochs}, step {stamp['step']}" if stamp else "no checkpoint"
+    metrics = _read_json(run_dir / "metrics.json") or _read_json(run_dir / "evaluation/test/metrics.json")
+    return RunSummary(run_dir.name, preset, state, metrics)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,285 @@
+"""What the notebooks share: small sizes for a trial, the tables and controls of a study of one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xclip_lab.attention import replaced, run_with_cache, tap_names
+from xclip_lab.batching import BrokenClip, Clip, ClipDataset, FrameStore, collate, preload
+from xclip_lab.checkpoint import find_model_file, load_model
+from xclip_lab.config import RunConfig, load_config
+from xclip_lab.datasets import VideoTextDataset, load_dataset
+from xclip_lab.errors import DatasetError, VideoError
+from xclip_lab.evaluation import Result, evaluate
+from xclip_lab.metrics import rank_entries
+from xclip_lab.model import RetrievalModel, create_model
+from xclip_lab.pointing import Pointing, point_at_truth
+from xclip_lab.runs import NOTEBOOKS
+from xclip_lab.stats import recall_intervals
+from xclip_lab.synthetic import ClipTruth, load_truth
+
+LEVELS = {1: "1 objects", 2: "2 motion", 3: "3 order", 4: "4 distractors"}
+
+SMOKE: dict[str, Any] = {
+    "max_frames": 4,
+    "towers.name": None,
+    "towers.pretrained": None,
+    "towers.architecture": {
+        "embed_dim": 16,
+        "image_size": 32,
+        "patch_size": 16,
+        "vision_width": 16,
+        "vision_layers": 1,
+        "vision_heads": 1,
+        "text_width": 16,
+        "text_layers": 1,
+        "text_heads": 1,
+    },
+    "temporal.layers": 1,
+    "data.dataset": "synthetic",
+    "data.protocol": None,
+    "data.val_split": None,
+    "data.sampler": "uniform",
+    "data.root": "data/generated/smoke",
+    "data.generate": {"train_clips": 24, "test_clips": 12, "size": 32, "frames": 8},
+    "data.workers": 0,
+    "train.batch_size": 4,
+    "train.epochs": 1,
+    "train.max_steps": 3,
+    "train.log_every": 1,
+    "evaluation.bootstrap": 50,
+}
+"""A model and data so small that a notebook runs through in seconds. Its numbers mean nothing."""
+
+
+def enter_project() -> None:
+    """From the folder of the notebooks, where JupyterLab starts them, go up to the project's.
+
+    There relative paths (`data/`, `runs/`) mean the same as on the command line.
+    """
+    if Path.cwd() == NOTEBOOKS.resolve():
+        os.chdir(NOTEBOOKS.resolve().parent)
+
+
+def configure(
+    preset: str | Path, overrides: Mapping[str, Any], seed: int | None = None, smoke: bool = False
+) -> RunConfig:
+    """`load_config` as the notebooks call it: preset, then `SMOKE` where wanted, then `overrides`.
+
+    Args:
+        seed: None for that of the preset.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    values = {**(SMOKE if smoke else {}), **({} if seed is None else {"seed": seed}), **overrides}
+    return load_config(preset, values)
+
+
+def open_split(config: RunConfig, split: str) -> VideoTextDataset:
+    """The annotations of one split of `config.data`."""
+    return load_dataset(config.data.dataset, split, config.data.root, config.data.protocol)
+
+
+def open_clips(dataset: VideoTextDataset, config: RunConfig) -> ClipDataset:
+    """The dataset's pairs with their frames; all decoded here and now where `config.data.preload` says so.
+
+    What cannot be read is left to `evaluate`, which counts it.
+    """
+    clips = ClipDataset(dataset, config)
+    if config.data.preload:
+        skipping = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
+        clips.store = preload(ClipDataset(dataset, skipping))
+    return clips
+
+
+def read_clip(clips: ClipDataset, index: int) -> Clip:
+    """One caption with its frames.
+
+    Raises:
+        DatasetError: no such index. VideoError: the file cannot be read.
+    """
+    if not 0 <= index < len(clips):
+        raise DatasetError(f"no caption {index}; {clips.dataset.split} has captions 0 to {len(clips) - 1}")
+    clip = clips[index]
+    if isinstance(clip, BrokenClip):
+        raise VideoError(clip.reason)
+    return clip
+
+
+def open_model(checkpoint: str | Path, config: RunConfig) -> tuple[RetrievalModel, RunConfig]:
+    """The model of a checkpoint, and the config with that model's own sizes; untrained where it is empty."""
+    if not checkpoint:
+        print("NOTE: no checkpoint is given, so the model is as its preset starts. Unless the preset names")
+        print("pretrained towers AND its new parts need no training, the numbers below mean nothing.")
+        torch.manual_seed(config.seed)
+        return create_model(config).eval(), config
+    model = load_model(checkpoint)
+    own = model.config
+    sizes = {"max_words": own.max_words, "max_frames": own.max_frames}
+    return model, dataclasses.replace(
+        config, towers=own.towers, temporal=own.temporal, head=own.head, **sizes
+    )
+
+
+def selection_split(checkpoint: str | Path) -> str | None:
+    """The split on which a checkpoint was chosen, None where it was not chosen on any."""
+    if not checkpoint:
+        return None
+    stamp = find_model_file(checkpoint).with_name("stamp.json")
+    return json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
+
+
+def find_truth(config: RunConfig, split: str) -> dict[str, ClipTruth]:
+    """The truth about generated clips by video id; for other videos empty, and a line that says so."""
+    if config.data.dataset == "synthetic":
+        return load_truth(config.data.root, split)
+    print(
+        f"The dataset {config.data.dataset!r} carries no word-frame truth: levels and pointing are left out."
+    )
+    return {}
+
+
+def shuffled_frames(
+    model: RetrievalModel, dataset: VideoTextDataset, config: RunConfig, store: FrameStore | None = None
+) -> Result:
+    """A control: the same evaluation, each clip's frames in a random order."""
+    data = dataclasses.replace(config.data, frame_order=2)
+    return evaluate(model, dataset, dataclasses.replace(config, data=data), store=store, progress=False)
+
+
+def chance(result: Result) -> dict[str, float]:
+    """Text-to-video recalls of guessing, in percent."""
+    return {f"R@{k}": min(100.0, 100.0 * k / len(result.videos)) for k in (1, 5, 10)}
+
+
+def level_table(result: Result, control: Result, truth: Mapping[str, ClipTruth]) -> pd.DataFrame:
+    """Text-to-video recall of all captions and, for generated clips, of each level, in the full gallery.
+
+    Args:
+        control: another evaluation of the same captions, such as `shuffled_frames`.
+
+    Returns:
+        A row for `all` and for each level: `captions`; `R@1`, `low`, `high` (95% interval, clustered by
+        video), `R@5`, `R@10`, `MdR`; `control`, `control_low`, `control_high`: the control's R@1.
+    """
+    groups = {"all": np.ones(len(result.captions), dtype=bool)}
+    if truth:
+        videos = [result.videos[column] for column in result.text_to_video]
+        levels = np.array([truth[video].level for video in videos])
+        groups |= {name: levels == level for level, name in LEVELS.items() if (levels == level).any()}
+    rows = {name: _level_row(result, control, chosen) for name, chosen in groups.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _level_row(result: Result, control: Result, chosen: np.ndarray) -> dict[str, float]:
+    metrics = result.subset(chosen)
+    (low, high), (control_low, control_high) = _r1_interval(result, chosen), _r1_interval(control, chosen)
+    return {
+        "captions": int(chosen.sum()),
+        "R@1": metrics["R@1"],
+        "low": low,
+        "high": high,
+        **{name: metrics[name] for name in ("R@5", "R@10", "MdR")},
+        "control": control.subset(chosen)["R@1"],
+        "control_low": control_low,
+        "control_high": control_high,
+    }
+
+
+def _r1_interval(result: Result, chosen: np.ndarray) -> tuple[float, float]:
+    entries = rank_entries(result.similarity, result.text_to_video, result.stamp["ties"])["t2v"]
+    kept = chosen[entries.queries]
+    clusters = result.text_to_video[entries.queries[kept]]
+    if len(np.unique(clusters)) < 2:
+        return float("nan"), float("nan")
+    return recall_intervals(entries.ranks[kept], clusters, seed=result.stamp["seed"])["R@1"]
+
+
+def pointing_study(
+    model: RetrievalModel,
+    dataset: VideoTextDataset,
+    truth: Mapping[str, ClipTruth],
+    config: RunConfig,
+    store: FrameStore | None = None,
+) -> dict[str, Pointing]:
+    """Where words attend, and two controls that must fail: the model before training, and a shuffled truth.
+
+    Empty where there is no truth.
+    """
+    if not truth:
+        return {}
+    torch.manual_seed(config.seed)
+    untrained = create_model(config).to(next(model.parameters()).device)
+    return {
+        "trained": point_at_truth(model, dataset, truth, config, store),
+        "untrained": point_at_truth(untrained, dataset, truth, config, store),
+        "shuffled truth": point_at_truth(model, dataset, truth, config, store, shuffle_truth=True),
+    }
+
+
+def softmax_taps(model: RetrievalModel) -> list[str]:
+    """The taps that carry attention weights."""
+    return [name for name in tap_names(model) if name.endswith("_softmax")]
+
+
+def uniform(weights: torch.Tensor) -> torch.Tensor:
+    """Attention that looks everywhere alike."""
+    return torch.full_like(weights, 1 / weights.shape[-1])
+
+
+def uniform_stages(
+    model: RetrievalModel,
+    clip: Clip,
+    dataset: VideoTextDataset,
+    config: RunConfig,
+    store: FrameStore | None = None,
+) -> pd.DataFrame:
+    """What is lost when one softmax of AOSM is made uniform.
+
+    Returns:
+        A row for the model as it is and for each softmax: the `logit` of `clip` and the text-to-video `R@1`
+        of the dataset, in percent.
+    """
+    settings = dataclasses.replace(config.evaluation, bootstrap=0)
+    config = dataclasses.replace(config, evaluation=settings)
+    batch = collate([clip], config.max_words, config.max_frames).to(next(model.parameters()).device)
+    rows = {}
+    for name in ["as it is", *softmax_taps(model)]:
+        with replaced(model, {} if name == "as it is" else {name: uniform}):
+            logit = run_with_cache(model, batch, [])[0].item()
+            result = evaluate(model, dataset, config, store=store, progress=False)
+        rows[name.removeprefix("head.")] = {"logit": logit, "R@1": result.metrics["t2v"]["R@1"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def best_and_worst(result: Result, count: int = 2) -> list[int]:
+    """Captions: `count` that find their video with the widest lead, then `count` that miss it most."""
+    rows = np.arange(len(result.captions))
+    own = result.similarity[rows, result.text_to_video]
+    others = result.similarity.copy()
+    others[rows, result.text_to_video] = -np.inf
+    order = np.argsort(others.max(1) - own, kind="stable").tolist()
+    return list(dict.fromkeys(order[:count] + order[::-1][:count]))
+
+
+def one_of_each_level(dataset: VideoTextDataset, truth: Mapping[str, ClipTruth]) -> list[int]:
+    """Captions to show: the first of each level, with its partner where it has one; else the first four."""
+    if not truth:
+        return list(range(min(4, len(dataset))))
+    shown: dict[int, list[int]] = {}
+    for index, sample in enumerate(dataset.samples):
+        clip = truth[sample.video_id]
+        rows = shown.setdefault(clip.level, [])
+        if not rows or (len(rows) < 2 and truth[dataset.samples[rows[0]].video_id].group == clip.group):
+            rows.append(index)
+    return [index for level in sorted(shown) for index in shown[level]]
