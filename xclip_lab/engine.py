@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -13,9 +14,10 @@ from typing import Any
 
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
-from papermill.log import logger
 
 NAME = "xclip-lab"
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # what it says of a failed notebook becomes one clear error
 _REFERENCE = "IPY_MODEL_"  # ipywidgets' prefix of a reference to another widget
 _PATIENCE = 3  # Ctrl-C so often ends the kernel whatever it does
 _EVERY_SECONDS = {True: 0.1, False: 20.0}  # between two states of a bar, on a terminal and elsewhere
@@ -26,9 +28,15 @@ class TerminalEngine(Engine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
-        options = {name: kwargs[name] for name in ("stdout_file", "stderr_file") if name in kwargs}
         client = TerminalClient(
-            nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120, log=logger, **options
+            nb_man,
+            kernel_name=kernel_name,
+            timeout=None,
+            startup_timeout=120,
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own notes; a cell's errors are no such
+            log=_LOG,
+            stdout_file=kwargs["stdout_file"],
+            stderr_file=kwargs["stderr_file"],
         )
         with client.forwarded_interrupts():
             return client.execute()
@@ -100,7 +108,7 @@ class TerminalClient(PapermillNotebookClient):
 
 
 class ForwardedInterrupts:
-    """Sends SIGINT on to a client's kernel. Does nothing outside the main thread, which alone gets signals."""
+    """Sends SIGINT on to a client's kernel. Does nothing outside the main thread: only that gets signals."""
 
     def __init__(self, client: TerminalClient) -> None:
         self.client = client

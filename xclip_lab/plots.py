@@ -1,83 +1,42 @@
-"""Figures. Every function returns a Figure and leaves matplotlib's global state alone; `save_figure` writes it.
+"""Figures. Every function returns a Figure and leaves matplotlib's global state alone; `save_figure` writes.
 
 Colours come from viridis and cividis: they can be told apart by colour-blind readers and in grey.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from xclip_lab.attention import Explanation
 from xclip_lab.batching import Clip
+from xclip_lab.drawing import (
+    DARK,
+    LIGHT,
+    MIDDLE,
+    SIMILARITY_MAP,
+    WEIGHT_MAP,
+    axes_at,
+    draw_bars,
+    draw_outline,
+    show_frame,
+    styled,
+    text_at,
+)
+from xclip_lab.drawing import save_figure as save_figure
 from xclip_lab.evaluation import SIDES, Result
 from xclip_lab.pointing import CONTENT_CLASSES, Pointing
 from xclip_lab.stats import cluster_mean_interval
 from xclip_lab.synthetic import ClipTruth
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-STYLE: dict[str, Any] = {
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "grid.color": "0.88",
-    "hatch.linewidth": 0.6,
-}
-DARK, MIDDLE, LIGHT = "#2f3f6f", "#7c8a8f", "#d9c85f"
-"""Three steps of lightness for series that stand side by side."""
-SIMILARITY_MAP, WEIGHT_MAP = "viridis", "cividis"
-
-
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function within `STYLE`; the caller's settings are as before afterwards."""
-
-    @wraps(function)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with mpl.rc_context(STYLE):
-            return function(*args, **kwargs)
-
-    return inside
-
-
-@styled
-def save_figure(figure: Figure | None, folder: str | Path, name: str) -> Figure | None:
-    """Write `name.pdf` and `name.png` (200 dots an inch) and return the figure, so that a notebook shows it.
-
-    None, where there was nothing to draw, is passed through.
-    """
-    if figure is None:
-        return None
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("pdf", "png"):
-        figure.savefig(folder / f"{name}.{suffix}", bbox_inches="tight", pad_inches=0.05)
-    return figure
 
 
 @styled
@@ -105,6 +64,7 @@ def training_curve(history: Sequence[Mapping[str, Any]], window: int = 10) -> Fi
         axes[1].legend()
     axes[-1].plot(rows.index, rows["lr"], color=DARK)
     axes[-1].set(xlabel="optimiser step", ylabel="learning rate")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].ticklabel_format(axis="y", scilimits=(-2, 2), useMathText=True)
     for axis in axes:
         axis.grid(axis="y")
@@ -124,8 +84,8 @@ def recall_bars(table: pd.DataFrame, chance: float, control: str = "frames shuff
     places = np.arange(len(table))
     own = table[["R@1", "low", "high"]].to_numpy()
     other = table[["control", "control_low", "control_high"]].to_numpy()
-    _bars(axis, places - 0.2, own, 0.38, (DARK, None), "as filmed", "{:.0f}")
-    _bars(axis, places + 0.2, other, 0.38, (LIGHT, "///"), control, "{:.0f}")
+    draw_bars(axis, places - 0.2, own, 0.38, (DARK, None), "as filmed", "{:.0f}")
+    draw_bars(axis, places + 0.2, other, 0.38, (LIGHT, "///"), control, "{:.0f}")
     axis.axhline(chance, color="black", ls=":", lw=1.2, label=f"chance ({chance:.2g}%)")
     names = [f"{name}\n(n = {count})" for name, count in table["captions"].items()]
     axis.set_xticks(places, names)
@@ -168,8 +128,7 @@ def similarity_heatmap(result: Result, limit: int = 40) -> Figure:
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(block, cmap=SIMILARITY_MAP, aspect="auto", interpolation="none")
-    outline = result.text_to_video[rows][:, None] == columns
-    _outline(axis, outline, width=0.9)
+    draw_outline(axis, result.text_to_video[rows][:, None] == columns, width=0.9)
     figure.colorbar(image, ax=axis, label="similarity (logit)", pad=0.02)
     axis.set(xlabel=f"video (first {len(columns)} of {len(result.videos)})", ylabel="caption")
     axis.spines[:].set_visible(False)
@@ -177,42 +136,58 @@ def similarity_heatmap(result: Result, limit: int = 40) -> Figure:
 
 
 @styled
-def film_strips(strips: Sequence[tuple[str, Clip]], most_frames: int = 8, title: str | None = None) -> Figure:
+def film_strips(
+    strips: Sequence[tuple[str, Clip]],
+    most_frames: int = 8,
+    title: str | None = None,
+    framed: Sequence[bool] | None = None,
+) -> Figure:
     """Clips below each other, each a row of frames with its time in seconds under it.
 
     Args:
         strips: `(heading, clip)`. most_frames: of a longer clip so many are shown, evenly spaced.
+        framed: which strips get a thick frame.
     """
     shown = [_evenly(clip, most_frames) for _, clip in strips]
     columns = max(len(pixels) for pixels, _ in shown)
-    side, row, gap = 0.85, 1.4, 0.04  # inches
+    side, row, gap = 0.85, 1.4, 0.05  # inches
     height = row * len(strips) + (0.35 if title else 0.0)
     figure = Figure(figsize=(columns * (side + gap), height))
     for number, ((heading, _), (pixels, times)) in enumerate(zip(strips, shown, strict=True)):
         bottom = row * (len(strips) - number - 1) + 0.24
-        _write(figure, 0, bottom + side + 0.05, heading)
+        text_at(figure, 0, bottom + side + 0.05, heading)
         for column, (frame, time) in enumerate(zip(pixels, times, strict=True)):
-            axis = _place(figure, column * (side + gap), bottom, side, side)
-            _show_frame(axis, frame)
+            axis = axes_at(figure, column * (side + gap), bottom, side, side)
+            show_frame(axis, frame)
             axis.set_xlabel(f"{time:.1f} s", fontsize=9, labelpad=2)
+        if framed and framed[number]:
+            frame_axis = axes_at(figure, 0, bottom, len(pixels) * (side + gap) - gap, side)
+            frame_axis.set(xticks=[], yticks=[], facecolor="none")
+            frame_axis.spines[:].set(visible=True, linewidth=3, color=LIGHT)
     if title:
-        _write(figure, 0, height - 0.28, title, fontsize=11, weight="bold")
+        text_at(figure, 0, height - 0.28, title, fontsize=11, weight="bold")
     return figure
 
 
 def retrieved_videos(
-    query: str, clips: Sequence[Clip], scores: Sequence[float], truth: str, most_frames: int = 8
+    query: str,
+    clips: Sequence[Clip],
+    ranks: Sequence[int],
+    scores: Sequence[float],
+    truth: str,
+    most_frames: int = 8,
 ) -> Figure:
-    """What a query finds: the first clips, best first, with their scores.
+    """What a query finds: clips with their ranks and scores.
 
     Args:
-        clips: in the order of their rank, from 1. scores: of each. truth: the id of the query's own video.
+        truth: the id of the query's own video, which is framed.
     """
     strips = []
-    for rank, (clip, score) in enumerate(zip(clips, scores, strict=True), start=1):
-        verdict = "the right one" if clip.video_id == truth else f"\u201c{clip.caption}\u201d"
-        strips.append((f"{rank}.  {score:.2f}  {verdict}", clip))
-    return film_strips(strips, most_frames, title=f"\u201c{query}\u201d")
+    for clip, rank, score in zip(clips, ranks, scores, strict=True):
+        caption = "its own video" if clip.video_id == truth else _quote(clip.caption)
+        strips.append((f"rank {rank}, score {score:.2f}:  {caption}", clip))
+    framed = [clip.video_id == truth for clip in clips]
+    return film_strips(strips, most_frames, title=_quote(query), framed=framed)
 
 
 @styled
@@ -234,7 +209,7 @@ def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
         groups = [words if kind == "all" else words[words["word_class"] == kind] for kind in classes]
         found = np.array([cluster_mean_interval(group["inside"], group["video_id"]) for group in groups])
         places = np.arange(len(classes)) - 0.4 + width * (number + 0.5)
-        _bars(axis, places, found, 0.92 * width, looks[number % len(looks)], name, "{:.2f}")
+        draw_bars(axis, places, found, 0.92 * width, looks[number % len(looks)], name, "{:.2f}")
     # What a uniform map puts there depends on the truth only, and a shuffled truth has as many frames.
     for place, group in enumerate(groups):
         label = None if place else "uniform map"
@@ -259,58 +234,63 @@ def aosm_figure(explanation: Explanation, truth: ClipTruth | None = None) -> Fig
     # All in inches; columns of the three matrices are as wide as the frames above them.
     panel, bars, tall, below = 2.5, 0.62, 0.215 * words, 3.15
     side = panel / frames
-    left = (1.15, 1.15 + panel + 0.22, 1.15 + 2 * panel + bars + 0.65)
+    left = (1.15, 1.15 + panel + 0.22, 1.15 + 2 * panel + bars + 0.8)
     bottom = below + tall
     figure = Figure(figsize=(left[2] + panel, bottom + side + 0.75))
-    outline = _token_truth(explanation, truth)
+    own = _token_truth(explanation, truth)
 
     unit = Normalize(0, 1)
     span = Normalize(explanation.similarity.min(), explanation.similarity.max())
     maps = (
-        ("(a) similarity", explanation.similarity, SIMILARITY_MAP, span),
-        ("(b) stage 1: over frames, for each word", explanation.over_frames, WEIGHT_MAP, unit),
-        ("(c) stage 1: over words, for each frame", explanation.over_words, WEIGHT_MAP, unit),
+        ("(a) word-frame similarity", explanation.similarity, SIMILARITY_MAP, span),
+        ("(b) stage 1, over frames", explanation.over_frames, WEIGHT_MAP, unit),
+        ("(c) stage 1, over words", explanation.over_words, WEIGHT_MAP, unit),
     )
     for start, (title, values, colours, norm) in zip(left, maps, strict=True):
         for column, frame in enumerate(explanation.pixels):
-            _show_frame(_place(figure, start + column * side, bottom + 0.04, 0.96 * side, 0.96 * side), frame)
-        _write(figure, start, bottom + side + 0.1, title, weight="bold", fontsize=10)
-        axis = _place(figure, start, below, panel, tall)
+            show_frame(axes_at(figure, start + column * side, bottom + 0.04, 0.96 * side, 0.96 * side), frame)
+        text_at(figure, start, bottom + side + 0.1, title, weight="bold", fontsize=10)
+        axis = axes_at(figure, start, below, panel, tall)
         axis.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="none")
         axis.set_xticks(range(frames), [f"{time:.1f}" for time in explanation.timestamps])
-        axis.set_yticks(range(words), explanation.tokens if start == left[0] else [""] * words)
+        axis.set_yticks(
+            range(words), explanation.tokens if start == left[0] else [""] * words, parse_math=False
+        )
         axis.tick_params(length=0, labelsize=10 if frames <= 8 else 7)
         axis.spines[:].set_visible(False)
-        _outline(axis, outline)
+        draw_outline(axis, own)
         axis.set_xlabel("time (s)", labelpad=1, fontsize=10)
     _bar_of_colours(figure, left[0], below - 0.6, panel, SIMILARITY_MAP, span, "similarity")
     _bar_of_colours(figure, left[1], below - 0.6, panel, WEIGHT_MAP, unit, "weight, in (b) and (c)")
     axis.set_xlabel("")
     axis.set_xticklabels([])
 
-    rows = _place(figure, left[1] + panel + 0.06, below, bars, tall)
+    rows = axes_at(figure, left[1] + panel + 0.06, below, bars, tall)
     rows.barh(range(words), explanation.word_weights, 0.8, color=DARK)
-    rows.set(ylim=(words - 0.5, -0.5), yticks=[], xlim=(0, 1), xticks=[0, 1], xlabel="stage 2")
-    columns = _place(figure, left[2], below - 0.06 - bars, panel, bars)
+    rows.set(ylim=(words - 0.5, -0.5), yticks=[], xlim=(0, 1), xticks=[0, 1])
+    rows.set_title("stage 2", fontsize=10, fontweight="normal")
+    columns = axes_at(figure, left[2], below - 0.06 - bars, panel, bars)
     columns.bar(range(frames), explanation.frame_weights, 0.8, color=DARK)
-    columns.set(xlim=(-0.5, frames - 0.5), ylim=(1, 0), yticks=[0, 1], ylabel="stage 2", xlabel="time (s)")
+    columns.set(xlim=(-0.5, frames - 0.5), ylim=(1, 0), yticks=[0, 1], ylabel="stage 2")
+    columns.set_xlabel("time (s)", labelpad=1, fontsize=10)
+    columns.yaxis.label.set_fontsize(10)
     columns.set_xticks(range(frames), [f"{time:.1f}" for time in explanation.timestamps])
     columns.tick_params(axis="x", length=0)
     for axis in (rows, columns):
         axis.spines[["top", "right", "bottom", "left"]].set_visible(True)
         axis.spines[:].set(color="0.7")
 
-    _write(figure, left[0], 1.72, "(d) the four contrasts add up to the logit", weight="bold", fontsize=10)
-    _waterfall(_place(figure, left[0], 0.45, 2 * panel + 0.22, 1.2), explanation)
-    if outline.any():
-        key = _place(figure, left[2], 0.95, 2 * side, 0.215)
+    text_at(figure, left[0], 1.72, "(d) the four contrasts add up to the logit", weight="bold", fontsize=10)
+    _waterfall(axes_at(figure, left[0], 0.45, 2 * panel + 0.22, 1.2), explanation)
+    if own.any():
+        key = axes_at(figure, left[2], 0.95, 2 * side, 0.215)
         key.imshow(np.full((1, 2), 0.35), cmap=WEIGHT_MAP, norm=unit, aspect="auto")
         key.set_axis_off()
-        _outline(key, np.ones((1, 2), dtype=bool))
-        _write(
+        draw_outline(key, np.ones((1, 2), dtype=bool))
+        text_at(
             figure, left[2] + 2 * side + 0.1, 0.98, "frames that the word\nspeaks of (the truth)", va="center"
         )
-    _write(figure, left[0], bottom + side + 0.45, f"\u201c{explanation.caption}\u201d", fontsize=12)
+    text_at(figure, left[0], bottom + side + 0.45, _quote(explanation.caption, 110), fontsize=12)
     return figure
 
 
@@ -339,6 +319,10 @@ def _waterfall(axis: Axes, explanation: Explanation) -> None:
     axis.spines["left"].set_visible(False)
 
 
+def _quote(caption: str, most: int = 90) -> str:
+    return f"\u201c{textwrap.shorten(caption, most, placeholder=' ...')}\u201d"
+
+
 def _token_truth(explanation: Explanation, truth: ClipTruth | None) -> np.ndarray:
     """Bool `[W, F]`: the token belongs to a word that speaks of this frame."""
     if truth is None:
@@ -347,65 +331,15 @@ def _token_truth(explanation: Explanation, truth: ClipTruth | None) -> np.ndarra
     return np.array([own[word] if word >= 0 else np.zeros_like(own[0]) for word in explanation.words])
 
 
-def _outline(axis: Axes, cells: np.ndarray, width: float = 1.4) -> None:
-    """Draw the border of the cells of an image that are true."""
-    padded = np.pad(cells, 1)
-    lines = []
-    for row, column in np.argwhere(padded[1:] != padded[:-1]):
-        lines.append([(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)])
-    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):
-        lines.append([(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)])
-    drawn = LineCollection(lines, colors="white", linewidths=width, capstyle="projecting", clip_on=False)
-    drawn.set_path_effects([withStroke(linewidth=2.2 * width, foreground="black")])
-    axis.add_collection(drawn, autolim=False)
-
-
-def _bars(
-    axis: Axes,
-    places: np.ndarray,
-    intervals: np.ndarray,
-    width: float,
-    look: tuple[str, str | None],
-    label: str,
-    number: str,
-) -> None:
-    """Bars with intervals `[N, 3]` (value, low, high) and the value above; `look` is colour and hatch."""
-    value, low, high = intervals.T
-    errors = np.nan_to_num([value - low, high - value])
-    axis.bar(places, value, width, color=look[0], hatch=look[1], edgecolor="white", label=label)
-    axis.errorbar(places, value, errors.clip(min=0), fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
-    for place, top, shown in zip(places, value + errors[1], value, strict=True):
-        axis.annotate(
-            number.format(shown), (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=9
-        )
-
-
 def _bar_of_colours(
     figure: Figure, x: float, y: float, width: float, colours: str, norm: Normalize, label: str
 ) -> None:
     bar = figure.colorbar(
-        ScalarMappable(norm, colours), cax=_place(figure, x, y, width, 0.1), orientation="horizontal"
+        ScalarMappable(norm, colours), cax=axes_at(figure, x, y, width, 0.1), orientation="horizontal"
     )
     bar.outline.set_visible(False)
     bar.set_label(label, labelpad=1, fontsize=10)
     bar.ax.tick_params(labelsize=9, length=2)
-
-
-def _place(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the lower left corner."""
-    across, up = figure.get_size_inches()
-    return figure.add_axes((x / across, y / up, width / across, height / up))
-
-
-def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    across, up = figure.get_size_inches()
-    figure.text(x / across, y / up, text, **{"va": "bottom", "fontsize": 10, **style})
-
-
-def _show_frame(axis: Axes, frame: np.ndarray) -> None:
-    axis.imshow(frame, interpolation="antialiased")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
 
 
 def _evenly(clip: Clip, most: int) -> tuple[np.ndarray, np.ndarray]:

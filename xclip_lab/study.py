@@ -26,6 +26,7 @@ from xclip_lab.pointing import Pointing, point_at_truth
 from xclip_lab.runs import NOTEBOOKS
 from xclip_lab.stats import recall_intervals
 from xclip_lab.synthetic import ClipTruth, load_truth
+from xclip_lab.train import resolve_device
 
 LEVELS = {1: "1 objects", 2: "2 motion", 3: "3 order", 4: "4 distractors"}
 
@@ -90,6 +91,13 @@ def open_split(config: RunConfig, split: str) -> VideoTextDataset:
     return load_dataset(config.data.dataset, split, config.data.root, config.data.protocol)
 
 
+def open_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None, VideoTextDataset]:
+    """The splits for training, validation (None where `data.val_split` is null) and test."""
+    data = config.data
+    val = open_split(config, data.val_split) if data.val_split else None
+    return open_split(config, data.train_split), val, open_split(config, data.test_split)
+
+
 def open_clips(dataset: VideoTextDataset, config: RunConfig) -> ClipDataset:
     """The dataset's pairs with their frames; all decoded here and now where `config.data.preload` says so.
 
@@ -117,16 +125,21 @@ def read_clip(clips: ClipDataset, index: int) -> Clip:
 
 
 def open_model(checkpoint: str | Path, config: RunConfig) -> tuple[RetrievalModel, RunConfig]:
-    """The model of a checkpoint, and the config with that model's own sizes; untrained where it is empty."""
+    """The model of a checkpoint on `train.device`, and the config with that model's own sizes.
+
+    Args:
+        checkpoint: a run folder, a checkpoint folder or a file; empty for a model fresh from its config.
+    """
+    device = resolve_device(config.train.device)
     if not checkpoint:
         print("NOTE: no checkpoint is given, so the model is as its preset starts. Unless the preset names")
         print("pretrained towers AND its new parts need no training, the numbers below mean nothing.")
         torch.manual_seed(config.seed)
-        return create_model(config).eval(), config
+        return create_model(config).eval().to(device), config
     model = load_model(checkpoint)
     own = model.config
     sizes = {"max_words": own.max_words, "max_frames": own.max_frames}
-    return model, dataclasses.replace(
+    return model.to(device), dataclasses.replace(
         config, towers=own.towers, temporal=own.temporal, head=own.head, **sizes
     )
 
@@ -205,6 +218,16 @@ def _r1_interval(result: Result, chosen: np.ndarray) -> tuple[float, float]:
     return recall_intervals(entries.ranks[kept], clusters, seed=result.stamp["seed"])["R@1"]
 
 
+def level_lines(table: pd.DataFrame) -> str:
+    """A level table as lines of text."""
+    return "\n".join(
+        f"R@1 {name:<14} {row['R@1']:5.1f}%  [{row['low']:.1f}, {row['high']:.1f}]   "
+        f"with its frames shuffled {row['control']:5.1f}%  [{row['control_low']:.1f}, "
+        f"{row['control_high']:.1f}]   n = {row['captions']:.0f}"
+        for name, row in table.iterrows()
+    )
+
+
 def pointing_study(
     model: RetrievalModel,
     dataset: VideoTextDataset,
@@ -272,6 +295,21 @@ def best_and_worst(result: Result, count: int = 2) -> list[int]:
     return list(dict.fromkeys(order[:count] + order[::-1][:count]))
 
 
+def retrieved(clips: ClipDataset, result: Result, row: int, count: int = 3) -> dict[str, Any]:
+    """What a caption finds, as `plots.retrieved_videos` takes it: its first `count` clips, and its own."""
+    order = np.argsort(-result.similarity[row], kind="stable")
+    own = int(result.text_to_video[row])
+    columns = list(dict.fromkeys([*order[:count].tolist(), own]))
+    first = {sample.video_id: index for index, sample in reversed(list(enumerate(clips.dataset.samples)))}
+    return {
+        "query": result.captions[row],
+        "clips": [read_clip(clips, first[result.videos[column]]) for column in columns],
+        "ranks": [int(np.flatnonzero(order == column)[0]) + 1 for column in columns],
+        "scores": result.similarity[row, columns].tolist(),
+        "truth": result.videos[own],
+    }
+
+
 def one_of_each_level(dataset: VideoTextDataset, truth: Mapping[str, ClipTruth]) -> list[int]:
     """Captions to show: the first of each level, with its partner where it has one; else the first four."""
     if not truth:
@@ -283,3 +321,9 @@ def one_of_each_level(dataset: VideoTextDataset, truth: Mapping[str, ClipTruth])
         if not rows or (len(rows) < 2 and truth[dataset.samples[rows[0]].video_id].group == clip.group):
             rows.append(index)
     return [index for level in sorted(shown) for index in shown[level]]
+
+
+def heading(clip: Clip, truth: Mapping[str, ClipTruth]) -> str:
+    """A clip's level, where it has one, and its caption."""
+    level = f"level {LEVELS[truth[clip.video_id].level]}:  " if clip.video_id in truth else ""
+    return f"{level}\u201c{clip.caption}\u201d"

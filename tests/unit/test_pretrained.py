@@ -1,4 +1,4 @@
-"""CLIP weights from disk: OpenAI's archive, state dicts, safetensors; what does not fit is refused in one line."""
+"""CLIP weights from disk: OpenAI's archive, state dicts, safetensors; what does not fit is refused."""
 
 from __future__ import annotations
 

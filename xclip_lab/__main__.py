@@ -1,0 +1,210 @@
+"""The command line: `xclip-lab` or `python -m xclip_lab`. Reads arguments; `commands` does what they say."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from xclip_lab import __version__, commands
+from xclip_lab.errors import ConfigError, UserError
+from xclip_lab.registry import did_you_mean
+
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+_KEYS = "Every key of the configuration is an option as well, such as --head.temperature 0.1."
+_INTERRUPTED = "interrupted; give the same command again to go on"
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 for bad input and 130 for Ctrl-C, each with one line."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        return _complain(" ".join(str(error).split()))
+    except KeyboardInterrupt as error:
+        print(f"xclip-lab: {error if str(error) else _INTERRUPTED}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has left; nothing may be written to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror}; make room or choose another place and start again")
+    return 0
+
+
+def _complain(line: str) -> int:
+    print(f"xclip-lab: error: {line}", file=sys.stderr)
+    return BAD_INPUT
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser with errors in one line; where `overrides` is set, config keys are options too."""
+
+    def __init__(self, prog: str, description: str, example: str, overrides: bool = False) -> None:
+        super().__init__(
+            prog=prog,
+            description=textwrap.fill(description, 100),
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.overrides = overrides
+        self.declared: set[str] = {"-h", "--help"}
+        self.commands: dict[str, _Parser] = {}
+        self._group: argparse._SubParsersAction[_Parser] | None = None
+
+    def add_command(
+        self,
+        name: str,
+        run: Callable[[argparse.Namespace], None] | None,
+        summary: str,
+        details: str = "",
+        *,
+        example: str,
+        overrides: bool = False,
+    ) -> _Parser:
+        """A subcommand: `run` is called with the arguments."""
+        if self._group is None:
+            self._group = self.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        text = f"{summary[0].upper()}{summary[1:]}. {details}"
+        parser = self._group.add_parser(
+            name, help=summary, description=text, example=example, overrides=overrides
+        )
+        parser.set_defaults(run=run)
+        self.commands[name] = parser
+        return parser
+
+    def add_argument(self, *args, **settings):
+        action = super().add_argument(*args, **settings)
+        if action.option_strings and hasattr(self, "declared"):
+            self.declared |= set(action.option_strings)
+        return action
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = list(sys.argv[1:] if args is None else args)
+        found: dict[str, str] = {}
+        command = next((arg for arg in args if not arg.startswith("-")), None)
+        if self.commands and command is not None and command not in self.commands:
+            guess = did_you_mean(command, self.commands)
+            raise UserError(f"unknown command {command!r}{guess} (known: {', '.join(self.commands)})")
+        if self.overrides:
+            args, found = split_overrides(args, self.declared)
+        namespace, rest = super().parse_known_args(args, namespace)
+        if self.overrides:
+            namespace.overrides = found
+        return namespace, rest
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def split_overrides(args: Sequence[str], declared: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--key value` and `--key=value` out of `args` wherever `--key` is not a declared option.
+
+    Raises:
+        ConfigError: a key without a value.
+
+    >>> split_overrides(["runs/x", "--data.root", "clips", "--split=val"], {"--split"})
+    (['runs/x', '--split=val'], {'data.root': 'clips'})
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    waiting = iter(args)
+    for arg in waiting:
+        option, equals, value = arg.partition("=")
+        if not option.startswith("--") or option in declared:
+            rest.append(arg)
+            continue
+        if not equals:
+            value = next(waiting, "--")
+        if value.startswith("--"):
+            raise ConfigError(f"{option} needs a value: {option} VALUE")
+        overrides[option.removeprefix("--").replace("-", "_")] = value
+    return rest, overrides
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="xclip-lab",
+        description="A workbench for CLIP-based video-text retrieval.",
+        example="xclip-lab quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"xclip-lab {__version__}")
+
+    quickstart = parser.add_command(
+        "quickstart",
+        commands.quickstart,
+        "make clips, train X-CLIP on them, evaluate, draw its attention",
+        "Runs the notebook 00_quickstart and keeps it, its figures and numbers in the run folder. "
+        "Without --run-dir the same settings always mean the same folder, and a finished run in it is not "
+        f"trained again. {_KEYS}",
+        overrides=True,
+        example="xclip-lab quickstart --seed 1",
+    )
+    quickstart.add_argument("--seed", metavar="N", help="seed of the model, the order and the dropout")
+    _add_run_dir(quickstart)
+
+    train = parser.add_command(
+        "train",
+        commands.train,
+        "train a model, or go on with a run that was stopped",
+        f"Ctrl-C finishes the step and saves; the same command goes on from there. {_KEYS}",
+        overrides=True,
+        example="xclip-lab train --preset quickstart --train.epochs 3 --run-dir runs/short",
+    )
+    train.add_argument("--preset", required=True, help="a name of `xclip-lab presets`, or a YAML file")
+    _add_run_dir(train)
+
+    evaluate = parser.add_command(
+        "evaluate",
+        commands.evaluate,
+        "retrieval metrics of a run or checkpoint",
+        "With --preset and no run, a fresh model: the numbers mean nothing, but the path through your own "
+        "videos is tried. Keys of data and evaluation are options as well, such as --data.root clips.",
+        overrides=True,
+        example="xclip-lab evaluate runs/short --split test\n"
+        "  xclip-lab evaluate --preset xclip-folder-b32 --data.root clips",
+    )
+    evaluate.add_argument("run_or_checkpoint", nargs="?", metavar="RUN", help="a run folder or a checkpoint")
+    evaluate.add_argument("--preset", help="settings, for a fresh model or a checkpoint outside a run folder")
+    evaluate.add_argument("--split", help="train, val or test (the default is data.test_split)")
+    evaluate.add_argument("--out", metavar="DIR", help="where the result goes; else RUN/evaluation/SPLIT")
+
+    data = parser.add_command(
+        "data", None, "make data", example="xclip-lab data generate --root data/generated/small"
+    )
+    generate = data.add_command(
+        "generate",
+        commands.data_generate,
+        "make captioned clips",
+        "Options are the keys of data.generate: train_clips, val_clips, test_clips, size, frames, hold, fps, "
+        "level_shares, seed. Interrupted, the same command goes on.",
+        overrides=True,
+        example="xclip-lab data generate --root data/generated/small --train_clips 200 --test_clips 50",
+    )
+    generate.add_argument("--root", metavar="DIR", help="where the clips go; else the quickstart's place")
+
+    runs = parser.add_command("runs", commands.runs, "list runs", example="xclip-lab runs")
+    runs.add_argument("root", nargs="?", default="runs", metavar="ROOT", help="the folder of run folders")
+
+    parser.add_command("presets", commands.presets, "list presets", example="xclip-lab presets")
+    return parser
+
+
+def _add_run_dir(parser: _Parser) -> None:
+    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder; else runs/<date>_<preset>_<hash>")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
