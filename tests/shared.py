@@ -1,4 +1,4 @@
-"""Where the reference data lie that the repository does not carry, and how tests say that they are not there."""
+"""Where the reference data lie that the repository does not carry, and how tests say that they are absent."""
 
 from __future__ import annotations
 

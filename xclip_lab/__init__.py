@@ -38,7 +38,7 @@ _HOME = {
     "load_official": "checkpoint",
     "save_official": "checkpoint",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):

@@ -135,5 +135,6 @@ def _check_heads(sizes: TowerSizes) -> None:
             )
     if sizes.image_size % sizes.patch_size:
         raise ConfigError(
-            f"towers.architecture.patch_size: {sizes.patch_size} does not divide image_size {sizes.image_size}"
+            f"towers.architecture.patch_size: {sizes.patch_size} does not divide "
+            f"image_size {sizes.image_size}"
         )

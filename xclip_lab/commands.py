@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xclip_lab.errors import ConfigError
 
 if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
-    from xclip_lab.model import RetrievalModel
 
 _QUICKSTART = "00_quickstart"
 _OF_THE_MODEL = ("towers", "temporal", "head", "max_words", "max_frames")
@@ -74,58 +73,60 @@ def train(arguments: Namespace) -> None:
 def evaluate(arguments: Namespace) -> None:
     """Retrieval metrics of a run, a checkpoint or a fresh model."""
     import xclip_lab
+    from xclip_lab.checkpoint import find_model_file, load_model
+    from xclip_lab.config import load_config
     from xclip_lab.datasets import load_dataset
+    from xclip_lab.model import create_model
+    from xclip_lab.resume import seed_everything
     from xclip_lab.train import resolve_device
 
-    if arguments.run_or_checkpoint is not None:
-        model, config, source, folder = _trained(arguments)
-    elif arguments.preset is not None:
-        model, config, source = _fresh(arguments)
-        folder = None
-    else:
+    trained = arguments.run_or_checkpoint
+    if trained is None and arguments.preset is None:
         raise ConfigError(
             "nothing to evaluate: name a run folder or checkpoint, or a fresh model by --preset"
         )
-    data = config.data
-    split = arguments.split or data.test_split
-    dataset = load_dataset(data.dataset, split, data.root, data.protocol)
-    result = xclip_lab.evaluate(model.to(resolve_device(config.train.device)), dataset, config, **source)
-    print(f"checkpoint {result.stamp['checkpoint']}\n{result}")
-    out = arguments.out or (folder and folder / "evaluation" / split)
-    print(f"saved in {result.save(out)}" if out else "not saved; --out DIR saves it")
-
-
-def _trained(arguments: Namespace) -> tuple[RetrievalModel, RunConfig, dict[str, Any], Path | None]:
-    """The model, its settings, where it came from, and its run folder where it lies in one."""
-    from xclip_lab.checkpoint import find_model_file, load_model
-    from xclip_lab.config import load_config
-
-    file = find_model_file(arguments.run_or_checkpoint)
-    # <run>/checkpoints/best/model.safetensors; `resolve` would lose the name `best`.
-    runs = [folder for folder in file.absolute().parents[:3] if (folder / "config.yaml").is_file()]
-    folder = runs[0] if runs else None
+    file = None if trained is None else find_model_file(trained)
+    folder = None if file is None else _run_folder_of(file)
     settings = arguments.preset or (folder and folder / "config.yaml")
     if settings is None:
         raise ConfigError(f"{file} lies in no run folder; give its settings by --preset")
     config = load_config(settings, arguments.overrides)
-    for key in arguments.overrides:
+    split = arguments.split or config.data.test_split
+    dataset = load_dataset(config.data.dataset, split, config.data.root, config.data.protocol)
+    if file is None:
+        seed_everything(config.seed)
+        model, selection_split = create_model(config), None
+        checkpoint = f"none: an untrained model (towers: {config.towers.pretrained or 'random weights'})"
+    else:
+        _refuse_model_keys(arguments.overrides, file)
+        model, selection_split, checkpoint = load_model(file), _selection_split(file), str(file)
+    result = xclip_lab.evaluate(
+        model.to(resolve_device(config.train.device)),
+        dataset,
+        config,
+        checkpoint=checkpoint,
+        selection_split=selection_split,
+    )
+    print(f"checkpoint {checkpoint}\n{result}")
+    out = arguments.out or (folder and folder / "evaluation" / split)
+    print(f"saved in {result.save(out)}" if out else "not saved; --out DIR saves it")
+
+
+def _run_folder_of(file: Path) -> Path | None:
+    """`<run>` of `<run>/checkpoints/best/model.safetensors`, None for a file that lies elsewhere."""
+    folders = file.absolute().parents[:3]  # `resolve` would follow the link `best`
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def _refuse_model_keys(keys: Iterable[str], file: Path) -> None:
+    for key in keys:
         if key.split(".")[0] in _OF_THE_MODEL:
             raise ConfigError(f"{key}: {file} holds the model with its own settings; train another one")
+
+
+def _selection_split(file: Path) -> str | None:
     stamp = file.parent / "stamp.json"
-    selection = json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
-    return load_model(file), config, {"checkpoint": file, "selection_split": selection}, folder
-
-
-def _fresh(arguments: Namespace) -> tuple[RetrievalModel, RunConfig, dict[str, Any]]:
-    """An untrained model of a preset; the stamp says so."""
-    from xclip_lab.config import load_config
-    from xclip_lab.model import create_model
-    from xclip_lab.resume import seed_everything
-
-    config = load_config(arguments.preset, arguments.overrides)
-    seed_everything(config.seed)
-    towers = config.towers.pretrained or "random weights"
-    return create_model(config), config, {"checkpoint": f"none: an untrained model (towers: {towers})"}
+    return json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
 
 
 def data_generate(arguments: Namespace) -> None:

@@ -102,8 +102,10 @@ class DataConfig:
 
     `sampler` `official` takes `feature_framerate` frames a second and then `slice_framepos` (0 head, 1 tail,
     2 uniform) cuts them to `max_frames`; `uniform` takes `max_frames` evenly spaced in time.
-    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `on_error` `skip` leaves out broken videos and counts them.
-    `preload` decodes every video once, before the first step, and keeps it in memory as uint8.
+    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `on_error` `skip` leaves out broken videos and counts
+    them. `preload` decodes every video once, before the first step, and keeps it in memory as uint8.
+    `group_batches` keeps captions that differ in one respect only (generated pairs) in one batch, as hard
+    negatives. `generate` says how generated clips are made.
     """
 
     dataset: str = "folder"
@@ -283,7 +285,8 @@ def _preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:
             raise ConfigError(f"{path} does not hold a mapping of config keys")
         return content, path.stem
     raise ConfigError(
-        f"unknown preset {str(preset)!r}{did_you_mean(str(preset), known)} (known: {', '.join(sorted(known))})"
+        f"unknown preset {str(preset)!r}{did_you_mean(str(preset), known)} "
+        f"(known: {', '.join(sorted(known))})"
     )
 
 

@@ -79,7 +79,7 @@ class RetrievalModel(nn.Module):
         return logits * self.logit_scale.exp() if self.head.scaled_similarity else logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss` and its named parts: the symmetric cross entropy over the batch and the head's own losses."""
+        """`loss` and its named parts: symmetric cross entropy over the batch, and the head's own losses."""
         text = self.encode_text(batch.token_ids, batch.text_mask)
         video = self.encode_video(batch.video, batch.video_mask)
         output = self._head_output(text, video)
@@ -97,7 +97,7 @@ class RetrievalModel(nn.Module):
             return self.head(text, video)
 
     def _normalise(self, video: Tensor, mask: Tensor) -> Tensor:
-        """Pixels to CLIP's input. Padded frames become zeros after normalisation, as in the official loaders."""
+        """Pixels to CLIP's input. Padded frames are zeros after it, as in the official loaders."""
         if video.dtype != torch.uint8:
             return video
         pixels = (video.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std

@@ -128,7 +128,7 @@ def similarity_heatmap(result: Result, limit: int = 40) -> Figure:
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(block, cmap=SIMILARITY_MAP, aspect="auto", interpolation="none")
-    draw_outline(axis, result.text_to_video[rows][:, None] == columns, width=0.9)
+    draw_outline(axis, result.text_to_video[rows][:, None] == columns, width=min(0.9, 18 / len(columns)))
     figure.colorbar(image, ax=axis, label="similarity (logit)", pad=0.02)
     axis.set(xlabel=f"video (first {len(columns)} of {len(result.videos)})", ylabel="caption")
     axis.spines[:].set_visible(False)
@@ -161,7 +161,7 @@ def film_strips(
             show_frame(axis, frame)
             axis.set_xlabel(f"{time:.1f} s", fontsize=9, labelpad=2)
         if framed and framed[number]:
-            frame_axis = axes_at(figure, 0, bottom, len(pixels) * (side + gap) - gap, side)
+            frame_axis = axes_at(figure, -0.025, bottom - 0.025, len(pixels) * (side + gap), side + 0.05)
             frame_axis.set(xticks=[], yticks=[], facecolor="none")
             frame_axis.spines[:].set(visible=True, linewidth=3, color=LIGHT)
     if title:
@@ -239,7 +239,7 @@ def aosm_figure(explanation: Explanation, truth: ClipTruth | None = None) -> Fig
     figure = Figure(figsize=(left[2] + panel, bottom + side + 0.75))
     own = _token_truth(explanation, truth)
 
-    unit = Normalize(0, 1)
+    unit = Normalize(0, max(explanation.over_frames.max(), explanation.over_words.max()))
     span = Normalize(explanation.similarity.min(), explanation.similarity.max())
     maps = (
         ("(a) word-frame similarity", explanation.similarity, SIMILARITY_MAP, span),
@@ -284,7 +284,7 @@ def aosm_figure(explanation: Explanation, truth: ClipTruth | None = None) -> Fig
     _waterfall(axes_at(figure, left[0], 0.45, 2 * panel + 0.22, 1.2), explanation)
     if own.any():
         key = axes_at(figure, left[2], 0.95, 2 * side, 0.215)
-        key.imshow(np.full((1, 2), 0.35), cmap=WEIGHT_MAP, norm=unit, aspect="auto")
+        key.imshow(np.full((1, 2), 0.35), cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
         key.set_axis_off()
         draw_outline(key, np.ones((1, 2), dtype=bool))
         text_at(

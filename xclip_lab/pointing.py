@@ -76,6 +76,8 @@ def point_at_truth(
     rows = []
     for batch in make_loader(clips, None, _PAIRS, workers=0 if store else None):
         _, cache = run_with_cache(model, batch.to(device), [tap])
+        assert batch.index is not None  # a loader fills it, and the timestamps
+        assert batch.timestamps is not None
         for pair, sample in enumerate(batch.index.tolist()):
             frames = int(batch.video_mask[pair].sum())
             caption, video_id = dataset.samples[sample].caption, dataset.samples[sample].video_id

@@ -1,4 +1,4 @@
-"""CLIP weights from a file: OpenAI's archives, state dicts, safetensors. Read without running foreign pickles."""
+"""CLIP weights from a file: OpenAI's archives, state dicts, safetensors. Foreign pickles are never run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -71,6 +72,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
@@ -120,8 +122,8 @@ def check_openai_checksum(path: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         warnings.warn(
-            f"{path} is not the file OpenAI published under that name (SHA-256 {found}, expected {expected}); "
-            "it may be damaged or someone's own weights",
+            f"{path} is not the file OpenAI published under that name (SHA-256 {found}, expected "
+            f"{expected}); it may be damaged or someone's own weights",
             stacklevel=2,
         )
 

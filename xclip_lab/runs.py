@@ -143,15 +143,15 @@ def _reason(ename: str, evalue: str) -> str:
     """An exception of a notebook in one line; the package's own errors speak for themselves."""
     import xclip_lab.evaluation  # noqa: F401  (the errors of all layers below)
 
-    known = {error.__name__ for error in [UserError, *_subclasses(UserError)]}
+    known = {error.__name__ for error in _family(UserError)}
     text = " ".join(evalue.split())
     return text if ename in known else f"{ename}: {text}"
 
 
-def _subclasses(cls: type[UserError]) -> Iterator[type[UserError]]:
-    for subclass in cls.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
+def _family(error: type[UserError]) -> Iterator[type[UserError]]:
+    yield error
+    for subclass in error.__subclasses__():
+        yield from _family(subclass)
 
 
 def list_runs(root: str | Path = "runs") -> list[RunSummary]:

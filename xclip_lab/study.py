@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -132,16 +133,20 @@ def open_model(checkpoint: str | Path, config: RunConfig) -> tuple[RetrievalMode
     """
     device = resolve_device(config.train.device)
     if not checkpoint:
-        print("NOTE: no checkpoint is given, so the model is as its preset starts. Unless the preset names")
-        print("pretrained towers AND its new parts need no training, the numbers below mean nothing.")
+        print("NOTE: no checkpoint is given. This model is untrained, and its numbers mean nothing.")
         torch.manual_seed(config.seed)
         return create_model(config).eval().to(device), config
     model = load_model(checkpoint)
     own = model.config
-    sizes = {"max_words": own.max_words, "max_frames": own.max_frames}
-    return model.to(device), dataclasses.replace(
-        config, towers=own.towers, temporal=own.temporal, head=own.head, **sizes
+    config = dataclasses.replace(
+        config,
+        towers=own.towers,
+        temporal=own.temporal,
+        head=own.head,
+        max_words=own.max_words,
+        max_frames=own.max_frames,
     )
+    return model.to(device), config
 
 
 def selection_split(checkpoint: str | Path) -> str | None:
@@ -234,17 +239,22 @@ def pointing_study(
     truth: Mapping[str, ClipTruth],
     config: RunConfig,
     store: FrameStore | None = None,
+    name: str = "this model",
 ) -> dict[str, Pointing]:
-    """Where words attend, and two controls that must fail: the model before training, and a shuffled truth.
+    """Where words attend, and two controls that must fail: a model fresh from its config, a shuffled truth.
 
-    Empty where there is no truth.
+    Args:
+        name: what to call the model.
+
+    Returns:
+        By name; empty where there is no truth.
     """
     if not truth:
         return {}
     torch.manual_seed(config.seed)
     untrained = create_model(config).to(next(model.parameters()).device)
     return {
-        "trained": point_at_truth(model, dataset, truth, config, store),
+        name: point_at_truth(model, dataset, truth, config, store),
         "untrained": point_at_truth(untrained, dataset, truth, config, store),
         "shuffled truth": point_at_truth(model, dataset, truth, config, store, shuffle_truth=True),
     }
@@ -310,17 +320,20 @@ def retrieved(clips: ClipDataset, result: Result, row: int, count: int = 3) -> d
     }
 
 
-def one_of_each_level(dataset: VideoTextDataset, truth: Mapping[str, ClipTruth]) -> list[int]:
-    """Captions to show: the first of each level, with its partner where it has one; else the first four."""
+def examples(clips: ClipDataset, truth: Mapping[str, ClipTruth]) -> list[Clip]:
+    """Clips to show: the first of each level, with its partner where it has one; without truth the first four
+    that can be read."""
     if not truth:
-        return list(range(min(4, len(dataset))))
+        readable = (clip for clip in map(clips.__getitem__, range(len(clips))) if isinstance(clip, Clip))
+        return list(itertools.islice(readable, 4))
     shown: dict[int, list[int]] = {}
-    for index, sample in enumerate(dataset.samples):
+    for index, sample in enumerate(clips.dataset.samples):
         clip = truth[sample.video_id]
         rows = shown.setdefault(clip.level, [])
-        if not rows or (len(rows) < 2 and truth[dataset.samples[rows[0]].video_id].group == clip.group):
+        partners = rows and truth[clips.dataset.samples[rows[0]].video_id].group == clip.group
+        if not rows or (partners and len(rows) < 2):
             rows.append(index)
-    return [index for level in sorted(shown) for index in shown[level]]
+    return [read_clip(clips, index) for level in sorted(shown) for index in shown[level]]
 
 
 def heading(clip: Clip, truth: Mapping[str, ClipTruth]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from open_clip.model import CLIP
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -27,20 +28,31 @@ def key_mask(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     return hidden[:, None, :].expand(-1, mask.shape[1], -1).repeat_interleave(heads, dim=0)
 
 
-class MeanP(nn.Module):
-    """`meanP`: frames unchanged."""
+class AggModule(nn.Module):
+    """Base of the `agg_module`s: frames `[B, F, D]` and mask `[B, F]` in, frames `[B, F, D]` out.
+
+    Args:
+        width: D. positions: rows of the learned frame positions.
+    """
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
         super().__init__()
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def start_from_clip(self, clip: CLIP) -> None:
+        """Take over what officially starts as a copy of CLIP's text tower."""
+
+
+class MeanP(AggModule):
+    """`meanP`: frames unchanged."""
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         return frames
 
-    def start_from_clip(self, clip: nn.Module) -> None:
-        """Nothing to start."""
 
-
-class SeqLSTM(nn.Module):
+class SeqLSTM(AggModule):
     """`seqLSTM`: one LSTM layer over the real frames, added to its input.
 
     Past a video's own length up to the longest of the batch the output is the frame itself, beyond that twice
@@ -48,7 +60,7 @@ class SeqLSTM(nn.Module):
     """
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
-        super().__init__()
+        super().__init__(config, width, positions)
         self.frame_position_embeddings = nn.Embedding(positions, width)
         self.lstm_visual = nn.LSTM(width, width, batch_first=True)
 
@@ -59,16 +71,16 @@ class SeqLSTM(nn.Module):
         output, _ = pad_packed_sequence(self.lstm_visual(packed)[0], batch_first=True)
         return torch.cat([output, frames[:, output.shape[1] :]], dim=1) + frames
 
-    def start_from_clip(self, clip: nn.Module) -> None:
+    def start_from_clip(self, clip: CLIP) -> None:
         """Positions start as CLIP's text positions."""
         _copy_positions(self.frame_position_embeddings, clip)
 
 
-class SeqTransf(nn.Module):
+class SeqTransf(AggModule):
     """`seqTransf`: frames plus learned positions through transformer blocks, added to the frames."""
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
-        super().__init__()
+        super().__init__(config, width, positions)
         self.frame_position_embeddings = nn.Embedding(positions, width)
         self.transformerClip = added_transformer(width, config.layers)
         self.heads = max(1, width // 64)
@@ -78,16 +90,16 @@ class SeqTransf(nn.Module):
         attention_mask = key_mask(mask, self.heads, frames.dtype)
         return self.transformerClip(positioned, attn_mask=attention_mask) + frames
 
-    def start_from_clip(self, clip: nn.Module) -> None:
+    def start_from_clip(self, clip: CLIP) -> None:
         """Blocks start as the first blocks of CLIP's text transformer, positions as its positions."""
         _copy_positions(self.frame_position_embeddings, clip)
         for ours, theirs in zip(self.transformerClip.resblocks, clip.transformer.resblocks, strict=False):
             ours.load_state_dict(theirs.state_dict())
 
 
-def _copy_positions(embedding: nn.Embedding, clip: nn.Module) -> None:
+def _copy_positions(embedding: nn.Embedding, clip: CLIP) -> None:
     with torch.no_grad():
         embedding.weight.copy_(clip.positional_embedding[: embedding.num_embeddings])
 
 
-AGG_MODULES = {"meanP": MeanP, "seqLSTM": SeqLSTM, "seqTransf": SeqTransf}
+AGG_MODULES: dict[str, type[AggModule]] = {"meanP": MeanP, "seqLSTM": SeqLSTM, "seqTransf": SeqTransf}

@@ -29,8 +29,8 @@ def attend(
 
     Args:
         scores: `[..., N]`. mixing: `[N, N]`, learned. temperature: tau.
-        mask: broadcastable to `scores`, 1 = real. Given, padded entries neither weigh nor are weighed; None is
-            the official behaviour, in which padding takes part.
+        mask: broadcastable to `scores`, 1 = real. Given, padded entries neither weigh nor are weighed; None
+            is the official behaviour, in which padding takes part.
         tap: sees the softmax weights `[..., N]` and may replace them.
 
     Returns:

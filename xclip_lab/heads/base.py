@@ -1,4 +1,4 @@
-"""What every head is: token sets in, logits and named extra losses out. Taps are where a reader looks inside."""
+"""What every head is: token sets in, logits and named extra losses out. Taps let a reader look inside."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Head(nn.Module):
 
 
 def masked_frame_mean(frames: Tensor, mask: Tensor) -> Tensor:
-    """Pooled video vector `[B, D]`: normalise each frame, mean over the real ones, normalise (CLIP4Clip 3.3)."""
+    """Pooled video `[B, D]`: normalise each frame, mean over the real ones, normalise (CLIP4Clip 3.3)."""
     weights = mask.to(frames.dtype).unsqueeze(-1)
     mean = (normalize(frames, dim=-1) * weights).sum(1) / weights.sum(1)
     return normalize(mean, dim=-1)

@@ -45,7 +45,7 @@ class XClipConfig:
 
 @HEADS.register("xclip")
 class XClipHead(Head):
-    """The head. Its matrices have the official names, stand in the formulas untransposed and start as identity.
+    """The head. Its matrices have the official names, stand in the formulas untransposed, start as identity.
 
     Args:
         width: D. max_words: W. max_frames: F; the learned matrices have these sizes (ledger 2).
@@ -163,8 +163,8 @@ class XClipHead(Head):
     def _check_lengths(self, text: TokenSet, video: TokenSet) -> None:
         if text.tokens.shape[1] != self.max_words or video.tokens.shape[1] != self.max_frames:
             raise ValueError(
-                f"X-CLIP's matrices are made for max_words={self.max_words} and max_frames={self.max_frames}, "
-                f"got {text.tokens.shape[1]} words and {video.tokens.shape[1]} frames; "
+                f"X-CLIP's matrices are made for max_words={self.max_words} and "
+                f"max_frames={self.max_frames}, got {text.tokens.shape[1]} words and {video.tokens.shape[1]} frames; "
                 "give inputs of that length, or load the checkpoint with other max_words and max_frames"
             )
 

@@ -1,0 +1,163 @@
+"""Each notebook in a process of its own, with tiny sizes; what it writes and prints."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.shared import needs_shared, shared
+from tests.videos import write_video
+from xclip_lab import Result
+from xclip_lab.metrics import METRICS
+from xclip_lab.runs import NOTEBOOKS, RunError, execute_notebook
+
+NAMES = ["00_quickstart", "20_train", "30_evaluate", "50_attention"]
+PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
+
+
+def run(name: str, run_dir: Path, overrides: dict | None = None, **parameters) -> str:
+    """Execute a notebook with `smoke=True` and return all that it printed."""
+    parameters |= {"run_dir": str(run_dir), "smoke": True, "overrides": overrides or {}}
+    executed = execute_notebook(name, parameters, run_dir, progress=False)
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def figures(run_dir: Path) -> set[str]:
+    """The names of the figures, each of which is there as PDF and as PNG."""
+    files = list((run_dir / "figures").iterdir())
+    assert all(file.stat().st_size > 1000 for file in files)
+    names = {suffix: {file.stem for file in files if file.suffix == suffix} for suffix in (".pdf", ".png")}
+    assert names[".pdf"] == names[".png"]
+    return names[".png"]
+
+
+def check_metrics(run_dir: Path) -> None:
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert list(metrics) == ["t2v", "v2t"]
+    for values in metrics.values():
+        assert list(values) == list(METRICS)
+        assert all(math.isfinite(value) for value in values.values())
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> dict:
+    return {"data.root": str(tmp_path_factory.mktemp("data") / "clips")}
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory, generated) -> tuple[Path, str]:
+    """The run folder of a quickstart, and what it printed."""
+    run_dir = tmp_path_factory.mktemp("quickstart") / "run"
+    return run_dir, run("00_quickstart", run_dir, generated)
+
+
+@pytest.fixture(scope="module")
+def own_videos(tmp_path_factory) -> dict:
+    """Six videos, captioned by their names; the smoke model takes 4 to a batch."""
+    root = tmp_path_factory.mktemp("own")
+    for number, name in enumerate(["a_dog", "two-cats", "a $5 bill & $6", "eine_Straße", "rain", "снег"]):
+        write_video(root / f"{name}.mp4", frames=10 + number)
+    return {"data.dataset": "folder", "data.root": str(root)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_plain(name):
+    """One cell of plain parameters, nothing executed, no logic."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[0].cell_type == notebook.cells[-1].cell_type == "markdown"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    [parameters] = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assigned = ast.parse(parameters.source).body
+    assert all(isinstance(line, ast.Assign) for line in assigned)
+    given = {line.targets[0].id: ast.literal_eval(line.value) for line in assigned}
+    assert given.keys() >= PARAMETERS
+    assert not given["smoke"]
+    for cell in code:
+        tree = ast.parse(cell.source.replace("%matplotlib inline\n", ""))
+        logic = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.Try)
+        assert not any(isinstance(node, logic) for node in ast.walk(tree))
+
+
+def test_quickstart(quickstart):
+    run_dir, printed = quickstart
+    check_metrics(run_dir)
+    assert figures(run_dir) == {"clips", "training", "ranks", "levels", "pointing", "aosm"}
+    assert (run_dir / "checkpoints/best/model.safetensors").is_file()
+    assert (run_dir / "config.yaml").is_file()
+    for line in ("R@1 all", "R@1 1 objects", "R@1 2 motion", "R@1 3 order", "with its frames shuffled"):
+        assert line in printed
+    for line in ("trained ", "untrained ", "shuffled truth ", "pairs a second", "sum to the logit", "chance"):
+        assert line in printed
+
+
+def test_quickstart_again_does_not_train_again(quickstart, generated):
+    run_dir, _ = quickstart
+    before = (run_dir / "checkpoints/best/model.safetensors").stat()
+    metrics = (run_dir / "metrics.json").read_text()
+    run("00_quickstart", run_dir, generated)
+    assert (run_dir / "checkpoints/best/model.safetensors").stat() == before
+    assert (run_dir / "metrics.json").read_text() == metrics
+
+
+def test_quickstart_on_own_videos(own_videos, tmp_path):
+    printed = run("00_quickstart", tmp_path, own_videos)
+    check_metrics(tmp_path)
+    assert figures(tmp_path) == {"clips", "training", "ranks", "levels", "aosm"}
+    assert "carries no word-frame truth" in printed
+    assert "1 objects" not in printed
+
+
+def test_train(generated, tmp_path):
+    printed = run("20_train", tmp_path, {**generated, "data.val_split": "test"})
+    assert figures(tmp_path) == {"training"}
+    assert (tmp_path / "checkpoints/best/model.safetensors").is_file()
+    assert "selection_split: test" in printed
+
+
+def test_evaluate_a_run(quickstart, generated, tmp_path):
+    run_dir, _ = quickstart
+    printed = run("30_evaluate", tmp_path, generated, checkpoint=str(run_dir))
+    check_metrics(tmp_path)
+    assert figures(tmp_path) == {"ranks", "similarity", "success", "failure"}
+    assert Result.load(tmp_path).metrics == Result.load(run_dir).metrics
+    assert "untrained" not in printed
+
+
+def test_evaluate_own_videos(own_videos, tmp_path):
+    printed = run("30_evaluate", tmp_path, own_videos)
+    check_metrics(tmp_path)
+    assert "This model is untrained" in printed
+    assert set(Result.load(tmp_path).captions) >= {"a dog", "two cats", "a $5 bill & $6", "снег"}
+
+
+@needs_shared("clips")
+def test_evaluate_real_videos(tmp_path):
+    clips = {"data.dataset": "folder", "data.root": str(shared("clips"))}
+    run("30_evaluate", tmp_path, clips)
+    check_metrics(tmp_path)
+    result = Result.load(tmp_path)
+    assert len(result.videos) == 24
+    assert not result.stamp["missing_videos"]
+
+
+def test_attention(quickstart, generated, tmp_path):
+    run_dir, _ = quickstart
+    printed = run("50_attention", tmp_path, generated, checkpoint=str(run_dir), caption_index=1)
+    assert figures(tmp_path) == {"clip", "aosm", "pointing"}
+    for line in ("frame-word", "logit", "frame_softmax", "this model", "shuffled truth"):
+        assert line in printed
+
+
+def test_bad_input_is_one_line(quickstart, generated, tmp_path):
+    with pytest.raises(RunError, match="no caption 99; test has captions 0 to 11"):
+        run("50_attention", tmp_path, generated, caption_index=99)
