@@ -28,7 +28,7 @@ test-all: test ## every test
 	$(PYTEST) -m slow
 
 lab: $(INSTALLED) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: $(INSTALLED) ## format, lint, types, stripped notebooks
 	$(BIN)/ruff format --check .

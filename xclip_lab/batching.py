@@ -10,7 +10,7 @@ import numpy as np
 import open_clip
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from xclip_lab import sampling, text, video
 from xclip_lab.config import RunConfig

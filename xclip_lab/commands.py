@@ -37,7 +37,7 @@ def quickstart(arguments: Namespace) -> None:
         "overrides": overrides,
     }
     executed = execute_notebook(_QUICKSTART, parameters, run_dir)
-    there = [name for name in ("figures", "metrics.json") if (run_dir / name).exists()]
+    there = [name for name in ("figures/", "metrics.json") if (run_dir / name).exists()]
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(
         f"done in {minutes} min {seconds} s. Look into {run_dir}: {', '.join([executed.name, *there])} "

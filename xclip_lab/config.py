@@ -127,7 +127,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """`official` is BertAdam with all its oddities (MODELS: recipe of the papers); `modern` is AdamW with
+    """`official` is BertAdam with all its oddities, as the papers ran it; `modern` is AdamW with
     correct decay groups, bias correction and a cosine that starts after the warm-up.
 
     `lr` is for new modules; what lies in CLIP's towers gets `lr * coef_lr`.

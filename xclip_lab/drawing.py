@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 P = ParamSpec("P")
 R = TypeVar("R")
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
@@ -72,6 +72,8 @@ def draw_outline(axis: Axes, cells: np.ndarray, width: float = 1.4) -> None:
     level, upright = np.argwhere(padded[1:] != padded[:-1]), np.argwhere(padded[:, 1:] != padded[:, :-1])
     lines = [[(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)] for row, column in level]
     lines += [[(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)] for row, column in upright]
+    if not lines:
+        return
     for colour, line_width in (("black", 2.2 * width), ("white", width)):
         drawn = LineCollection(
             lines, colors=colour, linewidths=line_width, capstyle="projecting", clip_on=False, zorder=3

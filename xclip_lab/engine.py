@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -39,7 +40,8 @@ class TerminalEngine(Engine):
             stderr_file=kwargs["stderr_file"],
         )
         with client.forwarded_interrupts():
-            return client.execute()
+            # What the process writes past Python comes as a cell's output too; once is enough.
+            return client.execute(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 papermill_engines.register(NAME, TerminalEngine)

@@ -40,7 +40,7 @@ from xclip_lab.synthetic import ClipTruth
 
 
 @styled
-def training_curve(history: Sequence[Mapping[str, Any]], window: int = 10) -> Figure:
+def training_curve(history: Sequence[Mapping[str, Any]], window: int = 5) -> Figure:
     """Loss with its moving mean, learning rate and, where the run was validated, R@1.
 
     Args:
@@ -52,7 +52,7 @@ def training_curve(history: Sequence[Mapping[str, Any]], window: int = 10) -> Fi
     figure = Figure(figsize=(6.4, 1.1 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
     axes[0].plot(rows.index, rows["loss"], ".", color=MIDDLE, markersize=4, label="batch")
-    mean = rows["loss"].rolling(window, min_periods=1).mean()
+    mean = rows["loss"].rolling(window, min_periods=1, center=True).mean()
     axes[0].plot(mean.index, mean, color=DARK, lw=2, label=f"mean of {min(window, len(rows))} records")
     axes[0].set(ylabel="loss (nats)")
     axes[0].legend()
@@ -159,7 +159,7 @@ def film_strips(
         for column, (frame, time) in enumerate(zip(pixels, times, strict=True)):
             axis = axes_at(figure, column * (side + gap), bottom, side, side)
             show_frame(axis, frame)
-            axis.set_xlabel(f"{time:.1f} s", fontsize=9, labelpad=2)
+            axis.set_xlabel(f"{time:.1f} s", fontsize=9, labelpad=4)
         if framed and framed[number]:
             frame_axis = axes_at(figure, -0.025, bottom - 0.025, len(pixels) * (side + gap), side + 0.05)
             frame_axis.set(xticks=[], yticks=[], facecolor="none")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from xclip_lab.config import RunConfig, to_dict
+from xclip_lab.config import RunConfig, config_from_dict, to_dict
 from xclip_lab.errors import UserError
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -34,8 +34,10 @@ class RunSummary:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Eight hexadecimal digits that two configurations share only when they are equal."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits, the same for equal configs and in practice for no others."""
+    # Validated once more every number has its own type: a default may be written 1 where a file says 1.0.
+    values = to_dict(config_from_dict(to_dict(config)))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
@@ -173,9 +175,15 @@ def _summary(run_dir: Path) -> RunSummary:
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return RunSummary(run_dir.name, "?", "config.yaml is damaged", {})
     stamp = _read_json(run_dir / "checkpoints" / "last" / "stamp.json")
-    state = f"epoch {stamp['epoch']} of {epochs}, step {stamp['step']}" if stamp else "no checkpoint"
+    state = _state(stamp, epochs) if stamp else "no checkpoint"
     metrics = _read_json(run_dir / "metrics.json") or _read_json(run_dir / "evaluation/test/metrics.json")
     return RunSummary(run_dir.name, preset, state, metrics)
+
+
+def _state(stamp: dict[str, Any], epochs: int) -> str:
+    if stamp["step"] == stamp["total_steps"]:
+        return f"finished, {stamp['step']} steps"
+    return f"epoch {stamp['epoch']} of {epochs}, step {stamp['step']} of {stamp['total_steps']}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -243,6 +243,7 @@ class Trainer:
         chosen = value is not None and self._beats_best(value)
         stamp = {
             "step": self.step,
+            "total_steps": self.total_steps,
             "epoch": -(-self.step // self.steps_per_epoch),
             "selection_split": self.val.split if self.val is not None and chosen else None,
             "selection_metric": self.config.train.select if chosen else "last",

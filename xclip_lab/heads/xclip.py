@@ -164,7 +164,8 @@ class XClipHead(Head):
         if text.tokens.shape[1] != self.max_words or video.tokens.shape[1] != self.max_frames:
             raise ValueError(
                 f"X-CLIP's matrices are made for max_words={self.max_words} and "
-                f"max_frames={self.max_frames}, got {text.tokens.shape[1]} words and {video.tokens.shape[1]} frames; "
+                f"max_frames={self.max_frames}, got {text.tokens.shape[1]} words and "
+                f"{video.tokens.shape[1]} frames; "
                 "give inputs of that length, or load the checkpoint with other max_words and max_frames"
             )
 

@@ -1,0 +1,125 @@
+"""The tables and controls that the notebooks share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from xclip_lab import create_model, evaluate, study
+from xclip_lab.checkpoint import save_model
+from xclip_lab.errors import DatasetError, VideoError
+from xclip_lab.runs import prepare_data
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    torch.set_num_threads(1)
+    config = study.configure(
+        "quickstart", {"data.root": str(tmp_path_factory.mktemp("study") / "clips")}, seed=3, smoke=True
+    )
+    prepare_data(config, progress=False)
+    return config
+
+
+@pytest.fixture(scope="module")
+def clips(config):
+    return study.open_clips(study.open_split(config, "test"), config)
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    torch.manual_seed(0)
+    return create_model(config).eval()
+
+
+def test_overrides_win_over_smoke_and_smoke_over_the_preset():
+    assert study.configure("quickstart", {}, smoke=True).train.batch_size == 4
+    assert study.configure("quickstart", {"train.batch_size": 6}, smoke=True).train.batch_size == 6
+    assert study.configure("quickstart", {}, seed=5).seed == 5
+    assert study.configure("quickstart", {}).train.batch_size == 64
+
+
+def test_levels_share_out_all_captions(config, clips, model):
+    truth = study.find_truth(config, "test")
+    result = evaluate(model, clips.dataset, config, store=clips.store, progress=False)
+    control = study.shuffled_frames(model, clips.dataset, config, clips.store)
+    assert control.stamp["frame_order"] == 2
+    assert not np.array_equal(control.similarity, result.similarity)
+    table = study.level_table(result, control, truth)
+    assert list(table.index) == ["all", "1 objects", "2 motion", "3 order"]
+    assert table["captions"].iloc[1:].sum() == table["captions"]["all"] == len(clips)
+    weighted = (table["R@1"] * table["captions"]).iloc[1:].sum() / len(clips)
+    assert weighted == pytest.approx(result.metrics["t2v"]["R@1"])
+    assert (table["low"] <= table["R@1"]).all()
+    assert (table["R@1"] <= table["high"]).all()
+    assert list(study.level_table(result, control, {}).index) == ["all"]
+    assert "n = 12" in study.level_lines(table).splitlines()[0]
+
+
+def test_uniform_stages_change_the_logit(config, clips, model):
+    table = study.uniform_stages(model, study.read_clip(clips, 0), clips.dataset, config, clips.store)
+    assert len(table) == 1 + 6
+    assert table["logit"].iloc[1:].nunique() > 1
+    assert not np.isclose(table["logit"]["video_word_softmax"], table["logit"]["as it is"])
+
+
+def test_best_leads_and_worst_is_behind(config, clips, model):
+    result = evaluate(model, clips.dataset, config, store=clips.store, progress=False)
+    best, worst = study.best_and_worst(result, count=1)
+    ranks = result.ranks["t2v"]
+    assert ranks[best] <= ranks[worst]
+    found = study.retrieved(clips, result, worst, count=2)
+    assert found["ranks"][:2] == [1, 2]
+    assert found["scores"] == sorted(found["scores"], reverse=True)
+    place = [clip.video_id for clip in found["clips"]].index(found["truth"])
+    assert found["ranks"][place] == ranks[worst]
+    assert found["query"] == result.captions[worst]
+
+
+def test_examples_show_pairs(config, clips):
+    truth = study.find_truth(config, "test")
+    shown = [truth[clip.video_id] for clip in study.examples(clips, truth)]
+    assert [clip.level for clip in shown] == [1, 2, 2, 3, 3]
+    assert shown[1].group == shown[2].group
+    assert shown[3].group == shown[4].group
+    assert len(study.examples(clips, {})) == 4
+
+
+def test_a_broken_clip_is_named(config, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    settings = dataclasses.replace(config.data, dataset="folder", root=str(tmp_path))
+    clips = study.open_clips(
+        study.open_split(dataclasses.replace(config, data=settings), "test"),
+        dataclasses.replace(config, data=settings),
+    )
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        study.read_clip(clips, 0)
+    with pytest.raises(DatasetError, match="no caption 1; test has captions 0 to 0"):
+        study.read_clip(clips, 1)
+    assert study.examples(clips, {}) == []
+
+
+def test_own_videos_have_no_truth(config, capsys):
+    settings = dataclasses.replace(config.data, dataset="folder")
+    assert study.find_truth(dataclasses.replace(config, data=settings), "test") == {}
+    assert "carries no word-frame truth" in capsys.readouterr().out
+
+
+def test_a_checkpoint_brings_its_own_sizes(config, model, tmp_path):
+    save_model(model, tmp_path)
+    other = study.configure("quickstart", {"max_frames": 5, "head.temperature": 0.5})
+    loaded, resolved = study.open_model(tmp_path, other)
+    assert resolved.model == loaded.config == model.config
+    assert resolved.data == other.data
+    assert study.selection_split(tmp_path) is None
+
+
+def test_without_a_checkpoint_it_says_so(config, capsys):
+    first, _ = study.open_model("", config)
+    again, _ = study.open_model("", config)
+    assert "untrained" in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
