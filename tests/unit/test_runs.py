@@ -164,12 +164,12 @@ def test_list_of_runs(tmp_path):
     (tmp_path / "stranger").mkdir()
     checkpoint = tmp_path / "b" / "checkpoints" / "last"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "stamp.json").write_text(json.dumps({"step": 40, "epoch": 2}))
+    (checkpoint / "stamp.json").write_text(json.dumps({"step": 40, "total_steps": 200, "epoch": 2}))
     (tmp_path / "b" / "evaluation" / "test").mkdir(parents=True)
     metrics = {"t2v": {"R@1": 12.5}, "v2t": {"R@1": 10.0}}
     (tmp_path / "b" / "evaluation" / "test" / "metrics.json").write_text(json.dumps(metrics))
     first, second, third = list_runs(tmp_path)
     assert (first.name, first.preset, first.state, first.metrics) == ("a", "quickstart", "no checkpoint", {})
-    assert second.state == "epoch 2 of 10, step 40"
+    assert second.state == "epoch 2 of 10, step 40 of 200"
     assert second.metrics == metrics
     assert third.state == "config.yaml is damaged"

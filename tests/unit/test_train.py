@@ -96,6 +96,7 @@ def test_history_has_each_step_once_with_its_parts(run):
 def test_without_validation_the_last_is_the_best(run):
     assert run.stamp == {
         "step": STEPS,
+        "total_steps": STEPS,
         "epoch": 2,
         "selection_split": None,
         "selection_metric": "last",
