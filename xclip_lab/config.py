@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from xclip_lab.registry import did_you_mean
+from xclip_lab.validation import build, check, leaf_names, merge, nest, plain, unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -216,7 +212,7 @@ def presets() -> dict[str, dict[str, Any]]:
     for path in sorted(PRESETS.glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
         for name, row in content["presets"].items():
-            found[name] = _merge(content.get("common") or {}, row or {})
+            found[name] = merge(content.get("common") or {}, row or {})
     return found
 
 
@@ -233,9 +229,13 @@ def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) 
     >>> load_config("quickstart", {"head.temperature": 0.1}).head.temperature
     0.1
     """
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(
+            f"overrides: {overrides!r} is not allowed (expected dotted keys to values, as a dict)"
+        )
     values, name = _preset_values(preset)
     for key, value in (overrides or {}).items():
-        values = _merge(values, _nest(str(key), value))
+        values = merge(values, nest(str(key), value))
     return config_from_dict(values, name)
 
 
@@ -243,11 +243,13 @@ def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunCo
     """Validate nested plain values into a RunConfig; what is not given keeps its default."""
     values = dict(values)
     preset = values.pop("preset", preset)
-    sections = {key: values.pop(key, None) or {} for key in [*_SECTIONS, "head"]}
-    scalars = {key: _check(key, hint, values.pop(key, default)) for key, (hint, default) in _SCALARS.items()}
+    sections = {key: values.pop(key, None) for key in [*_SECTIONS, "head"]}
+    sections = {key: {} if value is None else value for key, value in sections.items()}
+    scalars = {key: check(key, hint, values.pop(key, default)) for key, (hint, default) in _SCALARS.items()}
     if values:
-        raise _unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS])
-    built = {key: _build(cls, sections[key], key) for key, cls in _SECTIONS.items()}
+        raise unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS], _all_keys())
+    everywhere = _all_keys()
+    built = {key: build(cls, sections[key], key, everywhere) for key, cls in _SECTIONS.items()}
     head = _build_head(sections["head"])
     config = RunConfig(preset=preset, head=head, **scalars, **built)
     _check_together(config)
@@ -261,7 +263,7 @@ def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain values; `config_from_dict` takes them back."""
-    return _plain(dataclasses.asdict(config))
+    return plain(dataclasses.asdict(config))
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
@@ -294,64 +296,7 @@ def _build_head(values: Any) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"head: {values!r} is not allowed (expected keys such as head.name)")
     name = values.get("name", "xclip")
-    return _build(HEADS[name].config_class, values, "head")
-
-
-def _build(cls: type, values: Any, prefix: str) -> Any:
-    """A dataclass from plain values, each leaf checked by jsonargparse under its dotted name."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{prefix}: {values!r} is not allowed (expected keys such as {_example(cls, prefix)})"
-        )
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise _unknown_key(f"{prefix}.{key}", list(_leaf_names(cls, prefix)))
-    built = {}
-    for key, value in values.items():
-        inner = _dataclass_of(hints[key])
-        if inner is not None and value is not None:
-            built[key] = _build(inner, value, f"{prefix}.{key}")
-        else:
-            built[key] = _check(f"{prefix}.{key}", hints[key], value)
-    return cls(**built)
-
-
-def _check(key: str, hint: Any, value: Any) -> Any:
-    """`value` as `hint`; a string is read as YAML would read it, so command line and notebook agree."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
-    try:
-        checked = parser.parse_object({"value": value}).value
-    except Exception as error:  # jsonargparse raises several kinds
-        raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})") from error
-    empty = checked is None and type(None) not in typing.get_args(hint)
-    if empty or (isinstance(checked, float) and not math.isfinite(checked)):
-        raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})")
-    return checked
-
-
-def _expected(hint: Any, value: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        choices = [str(choice) for choice in typing.get_args(hint)]
-        return f"allowed: {', '.join(choices)}{did_you_mean(str(value), choices)}"
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_expected(part, value) for part in typing.get_args(hint))
-    if hint is type(None):
-        return "null"
-    ranges = {
-        "PositiveInt": "a whole number above 0",
-        "NonNegativeInt": "a whole number, 0 or more",
-        "PositiveFloat": "a number above 0",
-        "NonNegativeFloat": "a number, 0 or more",
-        "ClosedUnitInterval": "a number from 0 to 1",
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "true or false",
-        "str": "text",
-    }
-    name = getattr(hint, "__name__", str(hint))
-    return f"expected {ranges.get(name, str(hint).replace('jsonargparse.typing.', ''))}"
+    return build(HEADS[name].config_class, values, "head", _all_keys())
 
 
 def _check_together(config: RunConfig) -> None:
@@ -370,64 +315,10 @@ def _check_together(config: RunConfig) -> None:
         )
 
 
-def _unknown_key(key: str, known: list[str]) -> ConfigError:
-    leaf = key.rsplit(".", 1)[-1]
-    everywhere = [name for name in _all_keys() if name.rsplit(".", 1)[-1] == leaf]
-    near = difflib.get_close_matches(key, [*known, *_all_keys()], n=1, cutoff=0.5)
-    guess = everywhere[0] if everywhere else (near[0] if near else None)
-    hint = f"; did you mean {guess!r}?" if guess else ""
-    return ConfigError(f"unknown key {key!r}{hint} (known here: {', '.join(known)})")
-
-
 def _all_keys() -> list[str]:
     keys = list(_SCALARS)
     for prefix, cls in _SECTIONS.items():
-        keys += _leaf_names(cls, prefix)
+        keys += leaf_names(cls, prefix)
     for name in HEADS.names():
-        keys += _leaf_names(HEADS[name].config_class, "head")
+        keys += leaf_names(HEADS[name].config_class, "head")
     return keys
-
-
-def _leaf_names(cls: type, prefix: str) -> Iterator[str]:
-    for name, hint in typing.get_type_hints(cls).items():
-        inner = _dataclass_of(hint)
-        if inner is None:
-            yield f"{prefix}.{name}"
-        else:
-            yield from _leaf_names(inner, f"{prefix}.{name}")
-
-
-def _dataclass_of(hint: Any) -> type | None:
-    for part in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(part) and isinstance(part, type):
-            return part
-    return None
-
-
-def _example(cls: type, prefix: str) -> str:
-    return next(_leaf_names(cls, prefix))
-
-
-def _nest(dotted: str, value: Any) -> dict[str, Any]:
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    return value
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    for kind in (bool, int, float, str):  # jsonargparse's restricted numbers are subclasses
-        if isinstance(value, kind):
-            return kind(value)
-    return value
