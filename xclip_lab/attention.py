@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from xclip_lab import text
 from xclip_lab.batching import Batch, Clip, collate
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import Tap
-from xclip_lab.model import RetrievalModel
+from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.registry import did_you_mean
 
 
@@ -40,7 +39,6 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor | Callable[[Tensor], 
             hook.remove()
 
 
-@torch.no_grad()
 def run_with_cache(
     model: RetrievalModel, batch: Batch, names: Iterable[str] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -57,15 +55,10 @@ def run_with_cache(
     names = tap_names(model) if names is None else names
     cache: dict[str, Tensor] = {}
     recorders = {name: _recorder(cache, name) for name in names}
-    training = model.training
-    model.eval()
-    try:
-        with replaced(model, recorders):
-            text = model.encode_text(batch.token_ids, batch.text_mask)
-            video = model.encode_video(batch.video, batch.video_mask)
-            similarity = model.similarity(text, video)
-    finally:
-        model.train(training)
+    with evaluating(model), replaced(model, recorders):
+        text = model.encode_text(batch.token_ids, batch.text_mask)
+        video = model.encode_video(batch.video, batch.video_mask)
+        similarity = model.similarity(text, video)
     return similarity, cache
 
 

@@ -85,16 +85,30 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
     """
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
-    build = FAMILIES[family]
+    lengths = {key: options.pop(key) for key in ("max_words", "max_frames") if key in options}
     try:
-        config = build(state, dict(options))
-    except KeyError as error:
-        raise CheckpointError(f"{name} is no {family} checkpoint: it has no {error.args[0]!r}") from error
-    model = RetrievalModel(config, load_pretrained=False)
-    own_names = {official_name(own): own for own in model.state_dict()}
-    state = migrate_lengths(state, config.max_words, config.max_frames)
-    load_strictly(model, {own_names.get(key, key): value.float() for key, value in state.items()}, name)
+        config = FAMILIES[family](state, options)
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(f"{name} is no {family} checkpoint: {_what_is_wrong(error)}") from error
+    model = _model_of(config, state, name)
+    if lengths:
+        config = model_config_from_dict(to_dict(config) | lengths)
+        migrated = migrate_lengths(official_state_dict(model), config.max_words, config.max_frames)
+        model = _model_of(config, migrated, name)
     return model.eval()
+
+
+def _model_of(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> RetrievalModel:
+    """A model with the weights of an official state dict, whose keys and shapes must be the model's."""
+    model = RetrievalModel(config, load_pretrained=False)
+    load_strictly(model, {key: value.float() for key, value in state.items()}, name, official_name)
+    return model
+
+
+def _what_is_wrong(error: KeyError | IndexError) -> str:
+    return (
+        f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else "a tensor has too few dimensions"
+    )
 
 
 def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
@@ -150,15 +164,13 @@ def migrate_lengths(state: Mapping[str, Tensor], max_words: int, max_frames: int
 @FAMILIES.register("xclip")
 def _xclip_config(state: Mapping[str, Tensor], options: dict[str, Any]) -> ModelConfig:
     agg_module = options.pop("agg_module", None) or _agg_module_of(state)
-    max_words = options.pop("max_words", state["word_logit_weight"].shape[0])
-    max_frames = options.pop("max_frames", state["frame_logit_weight"].shape[0])
     return model_config_from_dict(
         {
             "towers": {"name": None, "pretrained": None, "architecture": to_dict(tower_sizes(state))},
             "temporal": {"agg_module": agg_module, "layers": count_layers(state, "transformerClip") or 1},
             "head": {"name": "xclip", **options},
-            "max_words": max_words,
-            "max_frames": max_frames,
+            "max_words": state["word_logit_weight"].shape[0],
+            "max_frames": state["frame_logit_weight"].shape[0],
         }
     )
 

@@ -12,11 +12,24 @@ import yaml
 
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
-from xclip_lab.ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from xclip_lab.ranges import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitIntervalBelowOne,
+)
 from xclip_lab.registry import did_you_mean
 from xclip_lab.validation import build, check, leaf_names, merge, nest, plain, unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
+CLIP_POSITIONS = 77
+"""Positions of the text tower of every CLIP that open_clip knows by name."""
+SelectionMetric = Literal[
+    "t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/R@50", "t2v/MdR", "t2v/MnR", "t2v/Rsum",
+    "v2t/R@1", "v2t/R@5", "v2t/R@10", "v2t/R@50", "v2t/MdR", "v2t/MnR", "v2t/Rsum",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,12 @@ class GenerateConfig:
     frames: PositiveInt = 16
     hold: PositiveInt = 2
     fps: PositiveFloat = 8.0
-    level_shares: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1, 1, 1, 0)
+    level_shares: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+    )
     seed: NonNegativeInt = 0
 
 
@@ -134,8 +152,8 @@ class OptimConfig:
     coef_lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.2
     warmup_proportion: ClosedUnitInterval = 0.1
-    beta1: ClosedUnitInterval = 0.9
-    beta2: ClosedUnitInterval = 0.98
+    beta1: UnitIntervalBelowOne = 0.9
+    beta2: UnitIntervalBelowOne = 0.98
     eps: PositiveFloat = 1e-6
     max_grad_norm: PositiveFloat = 1.0
 
@@ -151,7 +169,7 @@ class TrainConfig:
     accumulate: PositiveInt = 1
     max_steps: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    select: str = "t2v/R@1"
+    select: SelectionMetric = "t2v/R@1"
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 10
     device: str = "auto"
@@ -188,7 +206,15 @@ class RunConfig:
     @property
     def model(self) -> ModelConfig:
         """The part that `create_model` takes."""
-        return ModelConfig(self.towers, self.temporal, self.head, self.max_words, self.max_frames)
+        return ModelConfig(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
+        )
+
+    def with_model(self, model: ModelConfig) -> RunConfig:
+        """The same run with the model part of another config, such as that of a loaded checkpoint."""
+        return dataclasses.replace(
+            self, **{f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        )
 
 
 _SECTIONS = {
@@ -246,11 +272,11 @@ def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunCo
     sections = {key: values.pop(key, None) for key in [*_SECTIONS, "head"]}
     sections = {key: {} if value is None else value for key, value in sections.items()}
     scalars = {key: check(key, hint, values.pop(key, default)) for key, (hint, default) in _SCALARS.items()}
-    if values:
-        raise unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS], _all_keys())
     everywhere = _all_keys()
+    if values:
+        raise unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS], everywhere)
     built = {key: build(cls, sections[key], key, everywhere) for key, cls in _SECTIONS.items()}
-    head = _build_head(sections["head"])
+    head = _build_head(sections["head"], everywhere)
     config = RunConfig(preset=preset, head=head, **scalars, **built)
     _check_together(config)
     return config
@@ -292,26 +318,43 @@ def _preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:
     )
 
 
-def _build_head(values: Any) -> Any:
+def _build_head(values: Any, everywhere: list[str]) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"head: {values!r} is not allowed (expected keys such as head.name)")
-    name = values.get("name", "xclip")
-    return build(HEADS[name].config_class, values, "head", _all_keys())
+    name = check("head.name", str, values.get("name", "xclip"))
+    return build(HEADS[name].config_class, values, "head", everywhere)
 
 
 def _check_together(config: RunConfig) -> None:
     """What no single value can show."""
-    towers = config.towers
+    towers, train = config.towers, config.train
     if (towers.name is None) == (towers.architecture is None):
         raise ConfigError("towers: give either towers.name or towers.architecture, the other one null")
-    if config.train.accumulate > config.train.batch_size:
+    sizes = towers.architecture
+    positions = sizes.context_length if sizes else CLIP_POSITIONS
+    for key in ("max_words", "max_frames"):
+        if getattr(config, key) > positions:
+            raise ConfigError(
+                f"{key}: {getattr(config, key)} is not allowed (the text tower has {positions} positions)"
+            )
+    added_heads = max(1, sizes.embed_dim // 64) if sizes else 1
+    if sizes and config.temporal.agg_module == "seqTransf" and sizes.embed_dim % added_heads:
         raise ConfigError(
-            f"train.accumulate: {config.train.accumulate} parts of a batch of {config.train.batch_size}; "
-            "it cannot exceed train.batch_size"
+            f"towers.architecture.embed_dim: {sizes.embed_dim} is not allowed with seqTransf, whose blocks "
+            f"have a head for each 64 of the width (the next that fit: {sizes.embed_dim // 64 * 64}, "
+            f"{sizes.embed_dim // 64 * 64 + 64})"
         )
-    if config.max_words > 77:
+    if train.batch_size % train.accumulate:
+        below = train.batch_size // train.accumulate * train.accumulate
+        fits = " or ".join(str(size) for size in (below, below + train.accumulate) if size)
         raise ConfigError(
-            f"max_words: {config.max_words} is not allowed (CLIP's text tower has 77 positions)"
+            f"train.accumulate: {train.accumulate} equal parts of train.batch_size {train.batch_size} "
+            f"are not possible; a batch of {fits} is"
+        )
+    if towers.precision == "fp16" and (config.optim.recipe == "modern" or train.precision == "bf16"):
+        raise ConfigError(
+            "towers.precision: fp16 is the official recipe's way; with optim.recipe=modern or "
+            "train.precision=bf16 the weights stay fp32"
         )
 
 

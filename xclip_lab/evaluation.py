@@ -146,7 +146,7 @@ class Result:
             f"{stamp['dataset']} / {stamp['split']} (protocol {stamp['protocol'] or 'usual'}): "
             f"{len(self.captions)} captions, {len(self.videos)} videos",
             f"ties {stamp['ties']}, post-processing {stamp['post_processing']}, "
-            f"checkpoint selected on {stamp['selection_split'] or 'nothing'}",
+            f"checkpoint selected on {stamp['selection_split'] or 'no split'}",
             " " * 8 + "".join(f"{title:<28}" for title in SIDES.values()).rstrip(),
         ]
         if stamp["missing_videos"]:

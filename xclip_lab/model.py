@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
@@ -111,6 +114,19 @@ class RetrievalModel(nn.Module):
         empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"no valid frame in video(s) {empty} of the batch; leave them out")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block: evaluation mode and no gradients; afterwards each module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def create_model(config: ModelConfig | RunConfig) -> RetrievalModel:

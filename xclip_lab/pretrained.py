@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +128,19 @@ def check_openai_checksum(path: Path) -> None:
         )
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whose keys and shapes must be the module's own.
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    rename: Callable[[str], str] = lambda name: name,
+) -> None:
+    """Load a state dict whose keys and shapes must be the module's own, after `rename` of the module's keys.
 
     Raises:
         CheckpointError: lists missing, unexpected and mis-sized keys.
     """
-    own = module.state_dict()
+    names = {rename(name): name for name in module.state_dict()}
+    own = {rename(name): value for name, value in module.state_dict().items()}
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     sized = [
@@ -149,7 +155,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit the model; " + "; ".join(problems))
-    module.load_state_dict(dict(state))
+    module.load_state_dict({names[key]: value for key, value in state.items()})
 
 
 def _listed(keys: list[str], most: int = 8) -> str:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     PositiveFloat = float
     NonNegativeFloat = float
     ClosedUnitInterval = float
+    UnitIntervalBelowOne = float
 else:
     from jsonargparse.typing import (
         ClosedUnitInterval,
@@ -16,6 +17,16 @@ else:
         NonNegativeInt,
         PositiveFloat,
         PositiveInt,
+        restricted_number_type,
     )
 
-__all__ = ["ClosedUnitInterval", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt"]
+    UnitIntervalBelowOne = restricted_number_type("UnitIntervalBelowOne", float, [(">=", 0), ("<", 1)])
+
+__all__ = [
+    "ClosedUnitInterval",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "UnitIntervalBelowOne",
+]

@@ -103,6 +103,11 @@ def test_official_refusals(tmp_path):
         load_official({k: v for k, v in state.items() if k != "global_mat_weight"}, "xclip")
     with pytest.raises(CheckpointError, match="no 'word_logit_weight'"):
         load_official({k: v for k, v in state.items() if "word" not in k}, "xclip")
+    for broken in (torch.eye(5), torch.ones(8, 7)):
+        with pytest.raises(CheckpointError, match=r"of another size: word_mat_weight2 \("):
+            load_official(state | {"word_mat_weight2": broken}, "xclip")
+    with pytest.raises(CheckpointError, match="too few dimensions"):
+        load_official(state | {"clip.visual.conv1.weight": torch.ones(3, 3)[0, 0]}, "xclip")
     with pytest.raises(CheckpointError, match="no checkpoint file"):
         load_official(tmp_path / "pytorch_model.bin.4", "xclip")
 

@@ -52,7 +52,16 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"train.epochs": None}, r"train.epochs: None is not allowed"),
         ({"train.batch_size": 0}, r"train.batch_size: 0 is not allowed \(expected a whole number above 0\)"),
         ({"train.batch_size": 2.5}, r"train.batch_size: 2.5 is not allowed"),
-        ({"train.accumulate": 100}, r"train.accumulate: 100 parts of a batch of 64"),
+        ({"train.accumulate": 3}, r"train.accumulate: 3 equal parts .* a batch of 63 or 66 is"),
+        ({"train.accumulate": 100}, r"train.accumulate: 100 equal parts .* a batch of 100 is"),
+        ({"train.select": "t2v/R@2"}, r"train.select: 't2v/R@2' is not allowed .*did you mean 't2v/R@"),
+        ({"towers.precision": "fp16"}, r"towers.precision: fp16 is the official recipe's way"),
+        ({"optim.beta2": 1}, r"optim.beta2: 1 is not allowed \(expected a number from 0 to below 1\)"),
+        ({"max_frames": 100}, r"max_frames: 100 is not allowed \(the text tower has 77 positions\)"),
+        ({"towers.architecture.context_length": 16}, r"max_words: 24 is not allowed .*16 positions"),
+        ({"towers.architecture.embed_dim": 200}, r"embed_dim: 200 is not allowed .*192, 256"),
+        ({"head.name": ["a"]}, r"head.name: \['a'\] is not allowed"),
+        ({"data": []}, r"data: \[\] is not allowed"),
         ({"data": 3}, r"data: 3 is not allowed"),
         ({"max_words": 100}, r"max_words: 100 is not allowed .*77"),
         ({"towers.name": "ViT-B-32-quickgelu"}, r"either towers.name or towers.architecture"),
@@ -77,3 +86,14 @@ def test_unknown_preset(tmp_path):
 def test_configs_are_frozen():
     with pytest.raises(AttributeError):
         load_config("quickstart").seed = 3
+
+
+def test_overrides_must_be_a_mapping():
+    with pytest.raises(ConfigError, match=r"overrides: '\{\}' is not allowed"):
+        load_config("quickstart", "{}")
+
+
+def test_the_model_part_can_be_replaced():
+    small, large = load_config("quickstart"), load_config("quickstart", {"max_words": 30, "seed": 3})
+    assert small.with_model(large.model).model == large.model
+    assert small.with_model(large.model).seed == small.seed
