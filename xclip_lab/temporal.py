@@ -17,7 +17,7 @@ MASKED = -1e6
 
 
 def added_transformer(width: int, layers: int) -> Transformer:
-    """Transformer blocks that are added to the towers: as CLIP's, heads = width / 64, LayerNorm eps 1e-12."""
+    """Blocks that are added to the towers: QuickGELU, heads = width / 64, LayerNorm eps 1e-12."""
     norm = partial(LayerNorm, eps=1e-12)
     return Transformer(width, layers, max(1, width // 64), act_layer=QuickGELU, norm_layer=norm)
 
@@ -61,7 +61,7 @@ class SeqLSTM(AggModule):
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
         super().__init__(config, width, positions)
-        self.frame_position_embeddings = nn.Embedding(positions, width)
+        self.frame_position_embeddings = _positions(positions, width)
         self.lstm_visual = nn.LSTM(width, width, batch_first=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class SeqTransf(AggModule):
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
         super().__init__(config, width, positions)
-        self.frame_position_embeddings = nn.Embedding(positions, width)
+        self.frame_position_embeddings = _positions(positions, width)
         self.transformerClip = added_transformer(width, config.layers)
         self.heads = max(1, width // 64)
 
@@ -95,6 +95,13 @@ class SeqTransf(AggModule):
         _copy_positions(self.frame_position_embeddings, clip)
         for ours, theirs in zip(self.transformerClip.resblocks, clip.transformer.resblocks, strict=False):
             ours.load_state_dict(theirs.state_dict())
+
+
+def _positions(count: int, width: int) -> nn.Embedding:
+    """Learned positions with the official initialisation; where CLIP's widths agree its own replace it."""
+    embedding = nn.Embedding(count, width)
+    nn.init.normal_(embedding.weight, std=0.02)
+    return embedding
 
 
 def _copy_positions(embedding: nn.Embedding, clip: CLIP) -> None:

@@ -108,23 +108,15 @@ class XClipHead(Head):
 
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.word_similarity(torch.einsum("twd,vd->tvw", words, video))
-        if self.config.fusion == "aosm":
-            return attend(
-                scores, self.word_logit_weight, self.config.temperature, mask, self.video_word_softmax
-            )
         if self.config.fusion == "transformer":
             return self.word_fusion(scores.unsqueeze(-1), mask)
-        return pool(scores, self.config.fusion.split("-")[1], mask)
+        return self._fuse(scores, "word_logit_weight", self.video_word_softmax, mask)
 
     def _sentence_frame(self, sentence: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.frame_similarity(torch.einsum("td,vfd->tvf", sentence, frames))
-        if self.config.fusion == "aosm":
-            return attend(
-                scores, self.frame_logit_weight, self.config.temperature, mask, self.sentence_frame_softmax
-            )
         if self.config.fusion == "transformer":
             return self.frame_fusion(scores.unsqueeze(-1), mask)
-        return pool(scores, self.config.fusion.split("-")[1], mask)
+        return self._fuse(scores, "frame_logit_weight", self.sentence_frame_softmax, mask)
 
     def _frame_word(
         self, words: Tensor, frames: Tensor, word_mask: Tensor | None, frame_mask: Tensor | None
@@ -135,30 +127,28 @@ class XClipHead(Head):
         over_words = None if word_mask is None else word_mask.unsqueeze(2)  # [T, 1, 1, W]
         over_frames = None if frame_mask is None else frame_mask.unsqueeze(2)  # [1, V, 1, F]
         if self.config.fusion == "transformer":
-            if over_frames is not None:
-                scores = scores * over_frames
-            return self.matrix_fusion(scores, word_mask)
-        if self.config.fusion != "aosm":
-            first, second = self.config.fusion.split("-")
-            word_level = self.word_level(pool(scores.transpose(2, 3), first, over_words))
-            frame_level = self.frame_level(pool(scores, first, over_frames))
-            sentence_to_frame = pool(word_level, second, frame_mask)
-            video_to_word = pool(frame_level, second, word_mask)
-        else:
-            tau = self.config.temperature
-            word_level = self.word_level(
-                attend(scores.transpose(2, 3), self.word_mat_weight, tau, over_words, self.word_softmax)
-            )
-            frame_level = self.frame_level(
-                attend(scores, self.frame_mat_weight, tau, over_frames, self.frame_softmax)
-            )
-            sentence_to_frame = attend(
-                word_level, self.frame_mat_weight2, tau, frame_mask, self.sentence_to_frame_softmax
-            )
-            video_to_word = attend(
-                frame_level, self.word_mat_weight2, tau, word_mask, self.video_to_word_softmax
-            )
+            real = scores if over_frames is None else scores * over_frames
+            return self.matrix_fusion(real, word_mask)
+        word_level = self._fuse(
+            scores.transpose(2, 3), "word_mat_weight", self.word_softmax, over_words, first_step=True
+        )
+        frame_level = self._fuse(scores, "frame_mat_weight", self.frame_softmax, over_frames, first_step=True)
+        sentence_to_frame = self._fuse(
+            self.word_level(word_level), "frame_mat_weight2", self.sentence_to_frame_softmax, frame_mask
+        )
+        video_to_word = self._fuse(
+            self.frame_level(frame_level), "word_mat_weight2", self.video_to_word_softmax, word_mask
+        )
         return (self.sentence_to_frame(sentence_to_frame) + self.video_to_word(video_to_word)) / 2
+
+    def _fuse(
+        self, scores: Tensor, mixing: str, softmax: Tap, mask: Tensor | None, first_step: bool = False
+    ) -> Tensor:
+        """`scores [..., N]` to `[...]`: attention mixed by the matrix of that name, or a mean or maximum."""
+        if self.config.fusion == "aosm":
+            return attend(scores, getattr(self, mixing), self.config.temperature, mask, softmax)
+        first, second = self.config.fusion.split("-")
+        return pool(scores, first if first_step else second, mask)
 
     def _check_lengths(self, text: TokenSet, video: TokenSet) -> None:
         if text.tokens.shape[1] != self.max_words or video.tokens.shape[1] != self.max_frames:
