@@ -179,7 +179,11 @@ def _parser() -> _Parser:
     evaluate.add_argument("run_or_checkpoint", nargs="?", metavar="RUN", help="a run folder or a checkpoint")
     evaluate.add_argument("--preset", help="settings, for a fresh model or a checkpoint outside a run folder")
     evaluate.add_argument("--split", help="train, val or test (the default is data.test_split)")
-    evaluate.add_argument("--out", metavar="DIR", help="where the result goes; else RUN/evaluation/SPLIT")
+    evaluate.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the result goes; else RUN/evaluation/SPLIT, or a folder of its own in runs/",
+    )
 
     data = parser.add_command(
         "data", None, "make data", example="xclip-lab data generate --root data/generated/small"

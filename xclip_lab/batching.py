@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import open_clip
@@ -58,13 +60,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Clip:
-    """A caption and its frames, not yet padded: `pixels` uint8 `[F, 3, S, S]`, `timestamps` `[F]` seconds."""
+    """A caption and its frames, not yet padded: `pixels` uint8 `[F, 3, S, S]`, `timestamps` `[F]` seconds.
+
+    `decoder` is what gave the frames (see `video.VideoFrames`), None where they were in memory already.
+    """
 
     index: int
     video_id: str
     caption: str
     pixels: torch.Tensor
     timestamps: torch.Tensor
+    decoder: video.Decoder | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,12 @@ class FrameStore:
 
     Attributes:
         clips: by video id. broken: video id to the reason why it is not among `clips`.
+        decoders: how many of the videos each decoder gave, such as `{"decord": 198, "pyav": 2}`.
     """
 
     clips: dict[str, tuple[torch.Tensor, torch.Tensor]]
     broken: dict[str, str]
+    decoders: dict[str, int] = field(default_factory=dict)
 
 
 class ClipDataset(Dataset):
@@ -98,6 +106,9 @@ class ClipDataset(Dataset):
             one item a caption, in the order of `dataset.samples`.
         store: frames decoded before (`preload`), else they are decoded on demand.
         image_size: side in pixels, None for that of `config.towers`.
+
+    Attributes:
+        passed: ids of videos that were decoded and found undamaged; they are not verified again.
     """
 
     def __init__(
@@ -114,6 +125,7 @@ class ClipDataset(Dataset):
         self.store = store
         self.image_size = image_size or tower_image_size(config)
         self.epoch = 0
+        self.passed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -121,29 +133,31 @@ class ClipDataset(Dataset):
     def __getitem__(self, index: int) -> Clip | BrokenClip:
         sample = self.samples[index]
         try:
-            pixels, timestamps = self._frames(sample)
+            pixels, timestamps, decoder = self._frames(sample)
         except VideoError as error:
             return BrokenClip(sample.video_id, str(error))
         # What is random depends on the place in the dataset and the epoch, not on the worker or the step.
         shuffler = np.random.default_rng((self.config.seed, self.epoch, index))
         order = sampling.order_frames(list(range(len(pixels))), self.config.data.frame_order, shuffler)
-        return Clip(index, sample.video_id, sample.caption, pixels[order], timestamps[order])
+        return Clip(index, sample.video_id, sample.caption, pixels[order], timestamps[order], decoder)
 
-    def _frames(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    def _frames(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, video.Decoder | None]:
         if self.store is None:
-            return load_frames(sample, self.config, self.image_size, verify=self.epoch == 0)
+            verify = sample.video_id not in self.passed
+            return load_frames(sample, self.config, self.image_size, verify)
         if sample.video_id in self.store.broken:
             raise VideoError(self.store.broken[sample.video_id])
-        return self.store.clips[sample.video_id]
+        return *self.store.clips[sample.video_id], None
 
 
 def load_frames(
     sample: Sample, config: RunConfig, image_size: int, verify: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, video.Decoder]:
     """Decode the frames that `config.data` asks for, in the order of time.
 
     Returns:
-        uint8 `[F, 3, image_size, image_size]`, F from 1 to `config.max_frames`, and float32 `[F]` seconds.
+        uint8 `[F, 3, image_size, image_size]`, F from 1 to `config.max_frames`; float32 `[F]` seconds; and
+        what decoded them.
 
     Raises:
         VideoError: the file cannot be read, or no frame of it lies in the sample's stretch.
@@ -169,15 +183,15 @@ def load_frames(
             f"{sample.path}: no frame between {sample.start} and {sample.end} s, "
             f"the video lasts {info.duration:.2f} s (video {sample.video_id!r})"
         )
-    frames, timestamps = video.read_frames(sample.path, indices, info=info, verify=verify)
-    return preprocess(frames, image_size), torch.from_numpy(timestamps).float()
+    read, decoder = video.read_frames_and_decoder(sample.path, indices, info=info, verify=verify)
+    return preprocess(read.frames, image_size), torch.from_numpy(read.timestamps).float(), decoder
 
 
-def preload(clips: ClipDataset, workers: int | None = None, progress: bool = True) -> FrameStore:
-    """Decode every video of `clips` once and keep the frames as `clips.store`.
+def preload(clips: ClipDataset, progress: bool = True) -> FrameStore:
+    """Decode every video of `clips` once, with `config.data.workers` processes.
 
     Args:
-        workers: processes that decode, None for `config.data.workers`. progress: show a bar.
+        progress: show a bar.
 
     Raises:
         DatasetError: the frames would not fit into the free memory. VideoError: a video cannot be read and
@@ -191,45 +205,65 @@ def preload(clips: ClipDataset, workers: int | None = None, progress: bool = Tru
     _check_memory(needed)
     kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     broken: dict[str, str] = {}
-    loader = DataLoader(videos, batch_size=None, num_workers=data.workers if workers is None else workers)
+    decoders: Counter[str] = Counter()
+    loader = DataLoader(videos, batch_size=None, num_workers=data.workers)
     title = f"decode {clips.dataset.split} (at most {needed / 2**30:.2f} GiB)"
     for clip in tqdm(loader, total=len(videos), desc=title, unit="video", disable=not progress):
         if isinstance(clip, Clip):
             # A copy of its own: what a worker sends lies in shared memory, one open file a tensor.
             kept[clip.video_id] = (clip.pixels.clone(), clip.timestamps.clone())
+            decoders[str(clip.decoder)] += 1
         elif data.on_error == "skip":
             broken[clip.video_id] = clip.reason
         else:
             raise VideoError(clip.reason)
-    clips.store = FrameStore(kept, broken)
-    return clips.store
+    return FrameStore(kept, broken, dict(decoders))
 
 
 class Loader:
-    """Iterates over `Batch`es. `broken` maps the ids of videos that were left out to the reason.
+    """Iterates over `Batch`es. Where `config.data.on_error` is `skip`, clips that cannot be read are missing
+    from their batch, which is smaller then; nothing moves up from the next one.
+
+    Attributes:
+        broken: the ids of the videos that were left out so far, with the reason.
 
     Raises (while iterating):
         VideoError: the first video that cannot be read, unless `config.data.on_error` is `skip`.
     """
 
-    def __init__(self, loader: DataLoader, skip: bool) -> None:
+    def __init__(self, loader: DataLoader, clips: ClipDataset) -> None:
         self._loader = loader
-        self._skip = skip
+        self._clips = clips
+        self._decoder_of: dict[str, str] = {}
         self.broken: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, broken in self._loader:
+        """The batches that hold anything."""
+        return (batch for batch in self.in_place() if batch is not None)
+
+    def in_place(self) -> Iterator[Batch | None]:
+        """`len(self)` items, one for each stretch of `batch_size` indices: None where not one of its clips
+        can be read."""
+        skip = self._clips.config.data.on_error == "skip"
+        for batch, broken, decoders in self._loader:
             if isinstance(batch, UserError):
                 raise batch
             for clip in broken:
-                if not self._skip:
+                if not skip:
                     raise VideoError(clip.reason)
                 self.broken[clip.video_id] = clip.reason
-            if batch is not None:
-                yield batch
+            self._decoder_of |= decoders
+            self._clips.passed.update(decoders)
+            yield batch
+
+    @property
+    def decoders(self) -> dict[str, int]:
+        """How many of the videos read so far each decoder gave; those of the store, where there is one."""
+        store = self._clips.store
+        return dict(Counter(self._decoder_of.values()) if store is None else store.decoders)
 
 
 def make_loader(
@@ -238,7 +272,6 @@ def make_loader(
     batch_size: int,
     epoch: int = 0,
     workers: int | None = None,
-    drop_last: bool = False,
 ) -> Loader:
     """Batches of `batch_size` clips in a given order.
 
@@ -246,7 +279,6 @@ def make_loader(
         order: indices into `clips`, such as (the rest of) an `epoch_order`; None for all, as they stand.
         epoch: seeds what is random in a clip. workers: processes that decode; None for `config.data.workers`,
             or none where the frames are in memory.
-        drop_last: leave out a last batch that is not full, as the official training does.
     """
     clips.epoch = epoch
     if workers is None:
@@ -256,11 +288,10 @@ def make_loader(
         batch_size=batch_size,
         sampler=list(range(len(clips))) if order is None else list(order),
         num_workers=workers,
-        drop_last=drop_last,
         collate_fn=_Collate(clips.config.max_words, clips.config.max_frames),
         pin_memory=torch.cuda.is_available(),
     )
-    return Loader(loader, skip=clips.config.data.on_error == "skip")
+    return Loader(loader, clips)
 
 
 def collate(clips: Sequence[Clip], max_words: int, max_frames: int) -> Batch:
@@ -313,20 +344,30 @@ def tower_image_size(config: RunConfig) -> int:
     return known["vision_cfg"]["image_size"] if known else 224
 
 
+class _Collated(NamedTuple):
+    """What a worker sends: errors as values (see `BrokenClip`), and what decoded which video."""
+
+    batch: Batch | UserError | None
+    broken: list[BrokenClip]
+    decoders: dict[str, video.Decoder]
+
+
 class _Collate:
-    """`collate` for worker processes: errors come back as values (see `BrokenClip`)."""
+    """`collate` for worker processes."""
 
     def __init__(self, max_words: int, max_frames: int) -> None:
         self.max_words = max_words
         self.max_frames = max_frames
 
-    def __call__(self, items: list[Clip | BrokenClip]) -> tuple[Batch | UserError | None, list[BrokenClip]]:
+    def __call__(self, items: list[Clip | BrokenClip]) -> _Collated:
         clips = [item for item in items if isinstance(item, Clip)]
         broken = [item for item in items if isinstance(item, BrokenClip)]
+        decoders = {clip.video_id: clip.decoder for clip in clips if clip.decoder is not None}
         try:
-            return (collate(clips, self.max_words, self.max_frames) if clips else None), broken
+            batch = collate(clips, self.max_words, self.max_frames) if clips else None
         except UserError as error:
-            return error, broken
+            return _Collated(error, broken, decoders)
+        return _Collated(batch, broken, decoders)
 
 
 def _check_memory(needed: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
 
 _QUICKSTART = "00_quickstart"
-_OF_THE_MODEL = ("towers", "temporal", "head", "max_words", "max_frames")
 
 
 def quickstart(arguments: Namespace) -> None:
@@ -47,21 +46,16 @@ def quickstart(arguments: Namespace) -> None:
 
 def train(arguments: Namespace) -> None:
     """Train as a preset says, or go on where the run stopped."""
+    from xclip_lab import study
     from xclip_lab.config import load_config
-    from xclip_lab.datasets import load_dataset
-    from xclip_lab.model import create_model
-    from xclip_lab.resume import seed_everything
     from xclip_lab.runs import prepare_data
     from xclip_lab.train import fit
 
     config = load_config(arguments.preset, arguments.overrides)
-    data = config.data
     run_dir = _run_dir(arguments, config)
     prepare_data(config)
-    train_set = load_dataset(data.dataset, data.train_split, data.root, data.protocol)
-    val_set = load_dataset(data.dataset, data.val_split, data.root, data.protocol) if data.val_split else None
-    seed_everything(config.seed)
-    result = fit(create_model(config), config, train_set, run_dir, val=val_set)
+    train_set, val_set = study.open_training_splits(config)
+    result = fit(study.new_model(config), config, train_set, run_dir, val=val_set)
     if result.broken:
         print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
     print(
@@ -73,12 +67,10 @@ def train(arguments: Namespace) -> None:
 def evaluate(arguments: Namespace) -> None:
     """Retrieval metrics of a run, a checkpoint or a fresh model."""
     import xclip_lab
-    from xclip_lab.checkpoint import find_model_file, load_model
+    from xclip_lab import study
+    from xclip_lab.checkpoint import find_model_file
     from xclip_lab.config import load_config
-    from xclip_lab.datasets import load_dataset
-    from xclip_lab.model import create_model
-    from xclip_lab.resume import seed_everything
-    from xclip_lab.train import resolve_device
+    from xclip_lab.runs import result_dir, run_folder
 
     trained = arguments.run_or_checkpoint
     if trained is None and arguments.preset is None:
@@ -86,47 +78,28 @@ def evaluate(arguments: Namespace) -> None:
             "nothing to evaluate: name a run folder or checkpoint, or a fresh model by --preset"
         )
     file = None if trained is None else find_model_file(trained)
-    folder = None if file is None else _run_folder_of(file)
+    folder = None if file is None else run_folder(file)
     settings = arguments.preset or (folder and folder / "config.yaml")
     if settings is None:
         raise ConfigError(f"{file} lies in no run folder; give its settings by --preset")
     config = load_config(settings, arguments.overrides)
     split = arguments.split or config.data.test_split
-    dataset = load_dataset(config.data.dataset, split, config.data.root, config.data.protocol)
-    if file is None:
-        seed_everything(config.seed)
-        model, selection_split = create_model(config), None
-        checkpoint = f"none: an untrained model (towers: {config.towers.pretrained or 'random weights'})"
-    else:
+    dataset = study.open_split(config, split)
+    if file is not None:
         _refuse_model_keys(arguments.overrides, file)
-        model, selection_split, checkpoint = load_model(file), _selection_split(file), str(file)
-    result = xclip_lab.evaluate(
-        model.to(resolve_device(config.train.device)),
-        dataset,
-        config,
-        checkpoint=checkpoint,
-        selection_split=selection_split,
-    )
-    print(f"checkpoint {checkpoint}\n{result}")
-    out = arguments.out or (folder and folder / "evaluation" / split)
-    print(f"saved in {result.save(out)}" if out else "not saved; --out DIR saves it")
-
-
-def _run_folder_of(file: Path) -> Path | None:
-    """`<run>` of `<run>/checkpoints/best/model.safetensors`, None for a file that lies elsewhere."""
-    folders = file.absolute().parents[:3]  # `resolve` would follow the link `best`
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+    model, config, origin = study.open_model(file, config)
+    result = xclip_lab.evaluate(model, dataset, config, **origin)
+    print(result)
+    print(f"saved in {result.save(arguments.out or result_dir(file, config, f'evaluation/{split}'))}")
 
 
 def _refuse_model_keys(keys: Iterable[str], file: Path) -> None:
+    from xclip_lab.config import ModelConfig
+
+    of_the_model = {field.name for field in dataclasses.fields(ModelConfig)}
     for key in keys:
-        if key.split(".")[0] in _OF_THE_MODEL:
+        if key.split(".")[0] in of_the_model:
             raise ConfigError(f"{key}: {file} holds the model with its own settings; train another one")
-
-
-def _selection_split(file: Path) -> str | None:
-    stamp = file.parent / "stamp.json"
-    return json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
 
 
 def data_generate(arguments: Namespace) -> None:

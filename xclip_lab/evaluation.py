@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from xclip_lab.atomic import TEMPORARY, sync, write_text
 from xclip_lab.batching import ClipDataset, FrameStore, make_loader
-from xclip_lab.config import EvaluationConfig, RunConfig, config_from_dict
+from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.errors import DatasetError, UserError
-from xclip_lab.metrics import METRICS, MetricError, lower_median, metrics_of, rank_entries, retrieval_metrics
-from xclip_lab.model import RetrievalModel
+from xclip_lab.metrics import (
+    METRICS,
+    Entries,
+    MetricError,
+    lower_median,
+    metrics_of,
+    rank_entries,
+    retrieval_metrics,
+)
+from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.stats import recall_intervals
 from xclip_lab.text import tokenize
@@ -42,9 +49,10 @@ class Result:
         similarity: float32 `[T, V]`. text_to_video: `[T]`, the column of each caption's video.
         captions: the T texts. videos: the V video ids. rows: `[T]`, the dataset's sample that each row is
             (every sample in its order, less those of missing videos).
+        clusters: `[V]`, videos with the same number are drawn together (`video_clusters`).
         ranks: `{"t2v": [T], "v2t": [V]}`, from 1; under `official` ties add entries.
         metrics: `{"t2v": {"R@1": ...}, "v2t": {...}}`, recalls in percent.
-        intervals: the same keys, 95% (low, high), bootstrapped over videos; empty where not asked for.
+        intervals: the same keys, 95% (low, high), bootstrapped over clusters; empty where there are none.
         stamp: checkpoint, dataset, protocol, what selected the checkpoint, ties, sampler, versions and so on.
     """
 
@@ -53,13 +61,14 @@ class Result:
     captions: list[str]
     videos: list[str]
     rows: np.ndarray
+    clusters: np.ndarray
     ranks: dict[str, np.ndarray]
     metrics: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, tuple[float, float]]]
     stamp: dict[str, Any]
 
-    def subset(self, captions: Any) -> dict[str, float]:
-        """Text-to-video metrics of some captions in the full gallery.
+    def subset(self, captions: Any) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+        """Text-to-video metrics of some captions in the full gallery, and their intervals.
 
         Args:
             captions: bool `[T]`, for example `levels[result.rows] == 3`.
@@ -75,7 +84,11 @@ class Result:
             )
         ties = self.stamp["ties"]
         entries = rank_entries(self.similarity, self.text_to_video, ties)["t2v"]
-        return metrics_of(entries.ranks[chosen[entries.queries]], lower_median(self.text_to_video, ties))
+        kept = chosen[entries.queries]
+        entries = Entries(entries.ranks[kept], entries.queries[kept])
+        lower = lower_median(self.text_to_video, ties)
+        clusters = self.clusters[self.text_to_video]
+        return metrics_of(entries.ranks, lower), _intervals(entries, clusters, self.stamp, lower)
 
     def save(self, folder: str | Path) -> Path:
         """Write `metrics.json`, `intervals.json`, `stamp.json`, `gallery.json` and `similarity.npy`.
@@ -91,6 +104,7 @@ class Result:
             "videos": self.videos,
             "text_to_video": self.text_to_video.tolist(),
             "rows": self.rows.tolist(),
+            "clusters": self.clusters.tolist(),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +141,7 @@ class Result:
                 captions=gallery["captions"],
                 videos=gallery["videos"],
                 rows=np.asarray(gallery["rows"], dtype=np.int64),
+                clusters=np.asarray(gallery["clusters"], dtype=np.int64),
                 ranks={side: found.ranks for side, found in entries.items()},
                 metrics=metrics,
                 intervals={
@@ -164,6 +179,18 @@ class Result:
         return f"{value}  [{low:.2f}, {high:.2f}]"
 
 
+def video_clusters(dataset: VideoTextDataset) -> np.ndarray:
+    """`[V]`, numbers: what the bootstrap draws as one.
+
+    The two videos of a pair (`dataset.groups`) are told apart or taken for each other together, so they share
+    a number. Where no groups are known, each video has its own.
+    """
+    if dataset.groups is None:
+        return np.arange(len(dataset.videos))
+    _, first_captions = np.unique(dataset.text_to_video, return_index=True)
+    return dataset.groups[first_captions]
+
+
 def evaluate(
     model: RetrievalModel,
     dataset: VideoTextDataset,
@@ -189,17 +216,13 @@ def evaluate(
             how many, names the first and gives a reason.
         MetricError: a similarity that is NaN.
     """
-    config = _config_for(model, config)
+    config = (config or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
-    clips = ClipDataset(dataset, config, unique_videos=True, store=store, image_size=model.image_size)
-    with _evaluating(model):
-        video, missing = _encode_gallery(model, clips, progress)
-        rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
-        kept = _only(dataset, rows)
-        captions = [sample.caption for sample in kept.samples]
-        text = encode_texts(model, captions, settings.batch_size, progress)
-        similarity = score(model, text, video, settings.block_size, progress).numpy()
-    found = rank_entries(similarity, kept.text_to_video, settings.ties)
+    encoded = encode(model, dataset, config, store, progress)
+    kept = encoded.dataset
+    similarity = score(model, encoded.text, encoded.video, settings.block_size, progress).numpy()
+    clusters = video_clusters(kept)
+    draws = int(settings.bootstrap) if len(np.unique(clusters)) > 1 else 0
     stamp = {
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "dataset": dataset.name,
@@ -209,9 +232,11 @@ def evaluate(
         "selection_split": selection_split,
         "post_processing": "none",
         "ties": settings.ties,
-        "intervals": f"95% percentile bootstrap, clustered by video, {settings.bootstrap} draws",
-        "missing_videos": missing,
-        "decoder": "decord, PyAV where decord cannot",
+        "intervals": {"draws": draws, "clusters": "pair" if kept.groups is not None else "video"}
+        if draws
+        else None,
+        "missing_videos": encoded.missing,
+        "decoders": encoded.decoders,
         "sampler": config.data.sampler,
         "feature_framerate": config.data.feature_framerate,
         "slice_framepos": config.data.slice_framepos,
@@ -219,21 +244,70 @@ def evaluate(
         "max_frames": config.max_frames,
         "max_words": config.max_words,
         "seed": config.seed,
-        "dtype": str(video.pooled.dtype).removeprefix("torch."),
+        "dtype": str(encoded.video.pooled.dtype).removeprefix("torch."),
         "device": str(_device(model)),
         "versions": versions(),
+    }
+    found = rank_entries(similarity, kept.text_to_video, settings.ties)
+    lower = lower_median(kept.text_to_video, settings.ties)
+    intervals = {
+        "t2v": _intervals(found["t2v"], clusters[kept.text_to_video], stamp, lower),
+        "v2t": _intervals(found["v2t"], clusters, stamp),
     }
     return Result(
         similarity=similarity,
         text_to_video=kept.text_to_video,
-        captions=captions,
+        captions=[sample.caption for sample in kept.samples],
         videos=kept.videos,
-        rows=rows,
+        rows=encoded.rows,
+        clusters=clusters,
         ranks={side: entries.ranks for side, entries in found.items()},
         metrics=retrieval_metrics(similarity, kept.text_to_video, settings.ties),
-        intervals=_intervals(found, kept.text_to_video, settings, config.seed),
+        intervals=intervals if draws else {},
         stamp=stamp,
     )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of a split, on the CPU.
+
+    Attributes:
+        text: of the T captions whose video could be read. video: of these V videos.
+        dataset: the annotations of what could be read. rows: `[T]`, its rows in the whole dataset.
+        missing: ids of the videos that could not. decoders: how many videos each decoder gave.
+    """
+
+    text: TokenSet
+    video: TokenSet
+    dataset: VideoTextDataset
+    rows: np.ndarray
+    missing: list[str]
+    decoders: dict[str, int]
+
+
+def encode(
+    model: RetrievalModel,
+    dataset: VideoTextDataset,
+    config: RunConfig,
+    store: FrameStore | None = None,
+    progress: bool = False,
+) -> Encoded:
+    """Every caption and every video of a split, each once; `score` compares them.
+
+    Raises:
+        DatasetError: as `evaluate`.
+    """
+    # What cannot be read is counted here, and held against `evaluation.allow_missing`.
+    config = replace(config.with_model(model.config), data=replace(config.data, on_error="skip"))
+    clips = ClipDataset(dataset, config, unique_videos=True, store=store, image_size=model.image_size)
+    with evaluating(model):
+        video, missing, decoders = _encode_gallery(model, clips, progress)
+        rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
+        kept = _only(dataset, rows)
+        captions = [sample.caption for sample in kept.samples]
+        text = encode_texts(model, captions, config.evaluation.batch_size, progress)
+    return Encoded(text, video, kept, rows, missing, decoders)
 
 
 @torch.no_grad()
@@ -249,8 +323,10 @@ def encode_texts(
     return TokenSet.cat(parts)
 
 
-def _encode_gallery(model: RetrievalModel, clips: ClipDataset, progress: bool) -> tuple[TokenSet, list[str]]:
-    """Features of the videos that can be read, in their order, and the ids of those that cannot."""
+def _encode_gallery(
+    model: RetrievalModel, clips: ClipDataset, progress: bool
+) -> tuple[TokenSet, list[str], dict[str, int]]:
+    """Features of the videos that can be read, in their order, the ids of those that cannot, the decoders."""
     dataset, allowed = clips.dataset, clips.config.evaluation.allow_missing
     if not len(dataset):
         raise DatasetError(f"{dataset.name} / {dataset.split}: no captions to evaluate")
@@ -266,7 +342,8 @@ def _encode_gallery(model: RetrievalModel, clips: ClipDataset, progress: bool) -
             parts.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
     if len(loader.broken) > allowed or not parts:
         raise _too_many_missing(dataset, loader.broken, allowed)
-    return TokenSet.cat(parts), [video for video in dataset.videos if video in loader.broken]
+    missing = [video for video in dataset.videos if video in loader.broken]
+    return TokenSet.cat(parts), missing, loader.decoders
 
 
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:
@@ -278,7 +355,6 @@ def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allo
     )
 
 
-@torch.no_grad()
 def score(
     model: RetrievalModel, text: TokenSet, video: TokenSet, block_size: int = 64, progress: bool = False
 ) -> Tensor:
@@ -291,39 +367,24 @@ def score(
     similarity = torch.empty(len(text), len(video))
     video = video.to(device)
     starts = range(0, len(text), block_size)
-    for top in tqdm(starts, "score", unit="block", disable=not progress, leave=False):
-        rows = slice(top, top + block_size)
-        texts = text[rows].to(device)
-        for left in range(0, len(video), block_size):
-            columns = slice(left, left + block_size)
-            similarity[rows, columns] = model.similarity(texts, video[columns]).float().cpu()
+    with evaluating(model):
+        for top in tqdm(starts, "score", unit="block", disable=not progress, leave=False):
+            rows = slice(top, top + block_size)
+            texts = text[rows].to(device)
+            for left in range(0, len(video), block_size):
+                columns = slice(left, left + block_size)
+                similarity[rows, columns] = model.similarity(texts, video[columns]).float().cpu()
     return similarity
 
 
-def _config_for(model: RetrievalModel, config: RunConfig | None) -> RunConfig:
-    """The run's config or the defaults, with the model's own lengths. Broken videos are counted here."""
-    config = config or config_from_dict({})
-    return replace(
-        config,
-        max_words=model.config.max_words,
-        max_frames=model.config.max_frames,
-        data=replace(config.data, on_error="skip"),
-    )
-
-
 def _intervals(
-    found: dict[str, Any], text_to_video: np.ndarray, settings: EvaluationConfig, seed: int
-) -> dict[str, dict[str, tuple[float, float]]]:
-    if settings.bootstrap == 0 or len(np.unique(text_to_video)) < 2:
+    entries: Entries, clusters: np.ndarray, stamp: Mapping[str, Any], lower: bool = False
+) -> dict[str, tuple[float, float]]:
+    """Of some queries, `clusters` of all; empty where the stamp has no draws or there is only one cluster."""
+    clusters = clusters[entries.queries]
+    if not stamp["intervals"] or len(np.unique(clusters)) < 2:
         return {}
-    clusters = {"t2v": text_to_video[found["t2v"].queries], "v2t": found["v2t"].queries}
-    lower = lower_median(text_to_video, settings.ties)
-    return {
-        side: recall_intervals(
-            entries.ranks, clusters[side], settings.bootstrap, seed, lower_median=lower and side == "t2v"
-        )
-        for side, entries in found.items()
-    }
+    return recall_intervals(entries.ranks, clusters, stamp["intervals"]["draws"], stamp["seed"], lower)
 
 
 def _only(dataset: VideoTextDataset, rows: np.ndarray) -> VideoTextDataset:
@@ -337,20 +398,7 @@ def _count_and_first(names: Sequence[str]) -> str:
     return f"{len(names)} video{'s' if len(names) > 1 else ''}: {', '.join(names[:5])}{more}"
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards every module is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _device(model: nn.Module) -> torch.device:
+def _device(model: RetrievalModel) -> torch.device:
     return next(model.parameters()).device
 
 

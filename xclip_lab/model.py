@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
 from xclip_lab.backbone import build_towers
@@ -14,6 +13,7 @@ from xclip_lab.batching import Batch
 from xclip_lab.config import ModelConfig, RunConfig
 from xclip_lab.heads import HEADS
 from xclip_lab.losses import symmetric_cross_entropy
+from xclip_lab.preprocess import normalise
 from xclip_lab.temporal import AGG_MODULES
 from xclip_lab.tokens import TokenSet
 
@@ -24,9 +24,6 @@ class RetrievalModel(nn.Module):
     Attributes:
         config: what it was built from. clip: the towers. temporal: `agg_module`. head: the similarity.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(self, config: ModelConfig, load_pretrained: bool = True) -> None:
         super().__init__()
@@ -39,8 +36,6 @@ class RetrievalModel(nn.Module):
             self.temporal.start_from_clip(self.clip)
         head_class = HEADS[config.head.name]
         self.head = head_class(config.head, sizes.embed_dim, config.max_words, config.max_frames)
-        self.register_buffer("pixel_mean", _per_channel(OPENAI_DATASET_MEAN), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(OPENAI_DATASET_STD), persistent=False)
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -103,7 +98,7 @@ class RetrievalModel(nn.Module):
         """Pixels to CLIP's input. Padded frames are zeros after it, as in the official loaders."""
         if video.dtype != torch.uint8:
             return video
-        pixels = (video.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+        pixels = normalise(video)
         return pixels * mask[:, :, None, None, None].to(pixels.dtype)
 
     def _check_video(self, video: Tensor, mask: Tensor) -> None:
@@ -145,7 +140,3 @@ def official_name(name: str) -> str:
     'frame_position_embeddings.weight'
     """
     return name.removeprefix("temporal.").removeprefix("head.")
-
-
-def _per_channel(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values)[:, None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def warmup_linear(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else max((progress - 1) / (warmup - 1), 0.0)
 
 
+# What the official optimiser offers. Recipes use the first; the other two serve a `BertAdam` of one's own.
 SCHEDULES: dict[str, Schedule] = {
     "warmup_cosine": warmup_cosine,
     "warmup_constant": warmup_constant,
@@ -183,17 +184,35 @@ def official_decays(name: str) -> bool:
     return not any(part in name for part in ("bias", "LayerNorm.bias", "LayerNorm.weight"))
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Modern: matrices decay; biases, norms, logit_scale (one axis or none), embeddings, positions do not."""
-    return parameter.ndim > 1 and "embedding" not in name
+def decays(name: str, parameter: Tensor, undecayed: Collection[str] = ()) -> bool:
+    """Modern: matrices decay. Biases, norms and logit_scale (one axis or none), embeddings, and what the
+    model's parts name themselves (`undecayed_parameters`) do not."""
+    return parameter.ndim > 1 and "embedding" not in name and name not in undecayed
 
 
-def parameter_groups(named: NamedParameters, config: OptimConfig) -> list[dict[str, Any]]:
+def undecayed_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that `model` or a module in it exempts from decay.
+
+    A module does so by a method `no_weight_decay()` that returns names of its own parameters, as in timm and
+    open_clip: positions, class tokens, matrices that start as identity.
+    """
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
+
+
+def parameter_groups(
+    named: NamedParameters, config: OptimConfig, undecayed: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Four groups: decayed towers, decayed new modules, undecayed towers, undecayed new modules.
 
     Args:
         named: pairs of official name and parameter.
         config: `lr` for new modules, `lr * coef_lr` for the towers; `recipe` chooses the rule of decay.
+        undecayed: official names that the modern rule leaves free of decay; the official rule has no such.
     """
     groups: list[dict[str, Any]] = [
         {"params": [], "lr": float(lr), "weight_decay": float(decay)}  # plain, for a weights-only load
@@ -201,14 +220,17 @@ def parameter_groups(named: NamedParameters, config: OptimConfig) -> list[dict[s
         for lr in (config.lr * config.coef_lr, config.lr)
     ]
     for name, parameter in named:
-        decayed = official_decays(name) if config.recipe == "official" else decays(name, parameter)
+        official = config.recipe == "official"
+        decayed = official_decays(name) if official else decays(name, parameter, undecayed)
         groups[2 * (not decayed) + (not in_towers(name))]["params"].append(parameter)
     return groups
 
 
-def create_optimizer(named: NamedParameters, config: OptimConfig, total_steps: int) -> BertAdam | CosineAdamW:
+def create_optimizer(
+    named: NamedParameters, config: OptimConfig, total_steps: int, undecayed: Collection[str] = ()
+) -> BertAdam | CosineAdamW:
     """The optimiser of a recipe over `parameter_groups`; both carry their schedule and have `get_lr()`."""
-    groups = [group for group in parameter_groups(named, config) if group["params"]]
+    groups = [group for group in parameter_groups(named, config, undecayed) if group["params"]]
     betas = (float(config.beta1), float(config.beta2))
     eps, warmup = float(config.eps), float(config.warmup_proportion)
     if config.recipe == "official":

@@ -40,12 +40,13 @@ from xclip_lab.synthetic import ClipTruth
 
 
 @styled
-def training_curve(history: Sequence[Mapping[str, Any]], window: int = 5) -> Figure:
+def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss with its moving mean, learning rate and, where the run was validated, R@1.
 
     Args:
-        history: rows of `history.jsonl`. window: rows that the moving mean takes.
+        history: rows of `history.jsonl`.
     """
+    window = 5  # records
     rows = pd.DataFrame(list(history)).set_index("step")
     validated = "val/t2v/R@1" in rows
     heights = [3, 1.5, 1.2] if validated else [3, 1.2]
@@ -73,11 +74,11 @@ def training_curve(history: Sequence[Mapping[str, Any]], window: int = 5) -> Fig
 
 
 @styled
-def recall_bars(table: pd.DataFrame, chance: float, control: str = "frames shuffled") -> Figure:
-    """R@1 of groups of captions beside a control, with 95% intervals and the line of guessing.
+def recall_bars(table: pd.DataFrame, chance: float) -> Figure:
+    """R@1 of groups of captions beside that with frames shuffled; 95% intervals and the line of guessing.
 
     Args:
-        table: as `study.level_table` gives it. chance: R@1 of guessing, percent. control: what it is.
+        table: as `study.level_table` gives it. chance: R@1 of guessing, percent.
     """
     figure = Figure(figsize=(max(4.2, 1.6 + 1.25 * len(table)), 3.6), layout="constrained")
     axis = figure.subplots()
@@ -85,7 +86,7 @@ def recall_bars(table: pd.DataFrame, chance: float, control: str = "frames shuff
     own = table[["R@1", "low", "high"]].to_numpy()
     other = table[["control", "control_low", "control_high"]].to_numpy()
     draw_bars(axis, places - 0.2, own, 0.38, (DARK, None), "as filmed", "{:.0f}")
-    draw_bars(axis, places + 0.2, other, 0.38, (LIGHT, "///"), control, "{:.0f}")
+    draw_bars(axis, places + 0.2, other, 0.38, (LIGHT, "///"), "frames shuffled", "{:.0f}")
     axis.axhline(chance, color="black", ls=":", lw=1.2, label=f"chance ({chance:.2g}%)")
     names = [f"{name}\n(n = {count})" for name, count in table["captions"].items()]
     axis.set_xticks(places, names)
@@ -175,7 +176,6 @@ def retrieved_videos(
     ranks: Sequence[int],
     scores: Sequence[float],
     truth: str,
-    most_frames: int = 8,
 ) -> Figure:
     """What a query finds: clips with their ranks and scores.
 
@@ -187,7 +187,7 @@ def retrieved_videos(
         caption = "its own video" if clip.video_id == truth else _quote(clip.caption)
         strips.append((f"rank {rank}, score {score:.2f}:  {caption}", clip))
     framed = [clip.video_id == truth for clip in clips]
-    return film_strips(strips, most_frames, title=_quote(query), framed=framed)
+    return film_strips(strips, title=_quote(query), framed=framed)
 
 
 @styled
@@ -207,7 +207,7 @@ def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
     for number, (name, pointing) in enumerate(scores.items()):
         words = pointing.words
         groups = [words if kind == "all" else words[words["word_class"] == kind] for kind in classes]
-        found = np.array([cluster_mean_interval(group["inside"], group["video_id"]) for group in groups])
+        found = np.array([cluster_mean_interval(group["inside"], group["cluster"]) for group in groups])
         places = np.arange(len(classes)) - 0.4 + width * (number + 0.5)
         draw_bars(axis, places, found, 0.92 * width, looks[number % len(looks)], name, "{:.2f}")
     # What a uniform map puts there depends on the truth only, and a shuffled truth has as many frames.

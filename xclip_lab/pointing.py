@@ -13,6 +13,8 @@ from xclip_lab.attention import run_with_cache
 from xclip_lab.batching import ClipDataset, FrameStore, make_loader
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
+from xclip_lab.errors import DatasetError
+from xclip_lab.evaluation import video_clusters
 from xclip_lab.model import RetrievalModel
 from xclip_lab.stats import Interval, cluster_mean_interval
 from xclip_lab.synthetic import ClipTruth
@@ -27,8 +29,8 @@ class Pointing:
 
     Attributes:
         words: one row a word: `video_id`, `word`, `word_class`, `inside` (its attention mass on its own
-            frames, 0 to 1) and `uniform` (what a uniform map would put there).
-        excess: mean of `inside - uniform`, with its 95% interval clustered by video.
+            frames, 0 to 1), `uniform` (what a uniform map would put there) and `cluster` (its video pair).
+        excess: mean of `inside - uniform`, with its 95% interval clustered by video pair.
         ratio: mean `inside` over mean `uniform`.
     """
 
@@ -68,13 +70,14 @@ def point_at_truth(
         shuffle_truth: a control; each clip's truth is laid over its frames in a random order.
 
     Raises:
-        ConfigError: a tap that the model does not have.
+        ConfigError: a tap that the model does not have. DatasetError: no content word in any caption.
     """
-    clips = ClipDataset(dataset, config, store=store)
+    clips = ClipDataset(dataset, config.with_model(model.config), store=store, image_size=model.image_size)
+    clusters = dict(zip(dataset.videos, video_clusters(dataset).tolist(), strict=True))
     device = next(model.parameters()).device
     shuffler = np.random.default_rng(config.seed)
     rows = []
-    for batch in make_loader(clips, None, _PAIRS, workers=0 if store else None):
+    for batch in make_loader(clips, None, _PAIRS):
         _, cache = run_with_cache(model, batch.to(device), [tap])
         assert batch.index is not None  # a loader fills it, and the timestamps
         assert batch.timestamps is not None
@@ -86,8 +89,14 @@ def point_at_truth(
                 own = own[:, shuffler.permutation(frames)]
             weights = cache[tap][pair, pair].float().cpu().numpy()
             rows += _score_words(caption, weights, own, truth[video_id].classes, video_id)
+    if not rows:
+        raise DatasetError(
+            f"{dataset.name} / {dataset.split}: no {', '.join(CONTENT_CLASSES)} word within the first "
+            f"{model.config.max_words} tokens of a caption; there is nothing to point at"
+        )
     words = pd.DataFrame(rows)
-    excess = cluster_mean_interval(words["inside"] - words["uniform"], words["video_id"])
+    words["cluster"] = words["video_id"].map(clusters)
+    excess = cluster_mean_interval(words["inside"] - words["uniform"], words["cluster"])
     return Pointing(words, excess, float(words["inside"].mean() / words["uniform"].mean()))
 
 

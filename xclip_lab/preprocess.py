@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(frames: np.ndarray, image_size: int) -> torch.Tensor:
@@ -38,7 +36,14 @@ def preprocess(frames: np.ndarray, image_size: int) -> torch.Tensor:
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 `[..., 3, H, W]` to float32 with CLIP's mean and deviation, on the device of `pixels`."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
-    deviation = torch.tensor(DEVIATION, device=pixels.device).view(3, 1, 1)
+    """Pixels to the image tower's input: CLIP's mean and deviation, channel by channel.
+
+    Args:
+        pixels: uint8 `[..., 3, H, W]`.
+
+    Returns:
+        float32 of the same shape on the same device.
+    """
+    mean = torch.tensor(OPENAI_DATASET_MEAN, device=pixels.device).view(3, 1, 1)
+    deviation = torch.tensor(OPENAI_DATASET_STD, device=pixels.device).view(3, 1, 1)
     return (pixels.float() / 255 - mean) / deviation

@@ -59,6 +59,38 @@ def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
     return run_dir
 
 
+def result_dir(
+    checkpoint: str | Path | None, config: RunConfig, name: str, root: str | Path = "runs"
+) -> Path:
+    """Where a result goes, never a run folder itself; not made yet.
+
+    Args:
+        checkpoint: as `study.open_model` takes it. config: all that the result is made with.
+        name: of the result, such as `evaluation/test`.
+
+    Returns:
+        `<run>/<name>` of a checkpoint in a run folder; else `<root>/checkpoint_<hash>/<name>` or, for an
+        untrained model, `<root>/untrained_<hash>/<name>`, another one for each checkpoint and config.
+
+    Raises:
+        CheckpointError: no checkpoint there.
+    """
+    from xclip_lab.checkpoint import find_model_file
+
+    if not checkpoint:
+        return Path(root) / f"untrained_{config_hash(config)}" / name
+    file = find_model_file(checkpoint)
+    key = f"{file.absolute()} {config_hash(config)}"
+    elsewhere = Path(root) / f"checkpoint_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return (run_folder(file) or elsewhere) / name
+
+
+def run_folder(file: Path) -> Path | None:
+    """`<run>` of `<run>/checkpoints/best/model.safetensors`, None for a file that lies elsewhere."""
+    folders = file.absolute().parents[:3]  # `resolve` would follow the link `best`
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
 def prepare_data(config: RunConfig, progress: bool = True) -> None:
     """Make the generated clips that `config` asks for, unless they lie there. Other datasets are as they are.
 
@@ -171,12 +203,13 @@ def list_runs(root: str | Path = "runs") -> list[RunSummary]:
 def _summary(run_dir: Path) -> RunSummary:
     try:
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
-        preset, epochs = config["preset"], config["train"]["epochs"]
+        preset, epochs, split = config["preset"], config["train"]["epochs"], config["data"]["test_split"]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return RunSummary(run_dir.name, "?", "config.yaml is damaged", {})
     stamp = _read_json(run_dir / "checkpoints" / "last" / "stamp.json")
     state = _state(stamp, epochs) if stamp else "no checkpoint"
-    metrics = _read_json(run_dir / "metrics.json") or _read_json(run_dir / "evaluation/test/metrics.json")
+    evaluated = _read_json(run_dir / "evaluation" / split / "metrics.json")
+    metrics = _read_json(run_dir / "metrics.json") or evaluated
     return RunSummary(run_dir.name, preset, state, metrics)
 
 

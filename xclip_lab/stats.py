@@ -1,7 +1,8 @@
-"""Percentile bootstrap (Efron & Tibshirani 1993, ch. 13), clustered by video.
+"""Percentile bootstrap (Efron & Tibshirani 1993, ch. 13) of 95% intervals, clustered.
 
-Captions of one video, and words of one caption, rise and fall together: what is drawn anew is videos, each
-with everything that belongs to it.
+Captions of one video, words of one caption, and the two videos of a pair rise and fall together: what is
+drawn anew is clusters, each with everything that belongs to it. Queries are drawn, the gallery that they were
+ranked in is held fixed: an interval tells what other queries would give, not what another gallery would.
 """
 
 from __future__ import annotations
@@ -29,26 +30,25 @@ def recall_intervals(
     clusters: Any,
     draws: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     lower_median: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """An interval for every metric of `metrics_of(ranks)`.
 
     Args:
-        ranks: `[N]`, counted from 1. clusters: `[N]`, the video that each belongs to.
-        draws: bootstrap samples. seed: the same seed gives the same intervals. level: coverage, 0 to 1.
+        ranks: `[N]`, counted from 1. clusters: `[N]`, what each belongs to.
+        draws: bootstrap samples. seed: the same seed gives the same intervals.
         lower_median: as in `metrics_of`.
 
     Returns:
         `{"R@1": (low, high), ...}`, recalls in percent.
 
     Raises:
-        MetricError: shapes that do not fit, or fewer than two videos.
+        MetricError: shapes that do not fit, or fewer than two clusters.
 
     >>> recall_intervals([1, 1, 7, 2, 1, 12], [0, 0, 1, 1, 2, 3], seed=0)["R@5"]
     (25.0, 100.0)
     """
-    ranks, members, count = _clustered(ranks, clusters, draws, level)
+    ranks, members, count = _clustered(ranks, clusters, draws)
     order = np.argsort(ranks, kind="stable")
     ordered, members = ranks[order], members[order]
     columns = [np.ones(len(ordered)), ordered, *(100.0 * (ordered <= k) for k in CUTOFFS)]
@@ -62,12 +62,10 @@ def recall_intervals(
         found["MnR"].append(rank_sum / total)
         found["Rsum"].append(recalls[1] + recalls[5] + recalls[10])
         found["MdR"].append(_medians(ordered, weights[:, members], lower_median))
-    return {name: _percentiles(np.concatenate(parts), level) for name, parts in found.items()}
+    return {name: _percentiles(np.concatenate(parts)) for name, parts in found.items()}
 
 
-def cluster_mean_interval(
-    values: Any, clusters: Any, draws: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def cluster_mean_interval(values: Any, clusters: Any, draws: int = 1000, seed: int = 0) -> Interval:
     """The mean of `values [N]` (one a word, say) with an interval; whole `clusters [N]` are drawn anew.
 
     Raises:
@@ -77,30 +75,30 @@ def cluster_mean_interval(
     >>> round(interval.value, 2), interval.low < interval.value < interval.high
     (0.45, True)
     """
-    values, members, count = _clustered(values, clusters, draws, level)
+    values, members, count = _clustered(values, clusters, draws)
     sums = _cluster_sums([np.ones(len(values)), values], members, count)
     means = []
     for weights in _resamples(count, count, draws, seed):
         total, summed = (weights @ sums).T
         means.append(summed / total)
-    return Interval(float(values.mean()), *_percentiles(np.concatenate(means), level))
+    return Interval(float(values.mean()), *_percentiles(np.concatenate(means)))
 
 
-def _clustered(values: Any, clusters: Any, draws: int, level: float) -> tuple[np.ndarray, np.ndarray, int]:
+def _clustered(values: Any, clusters: Any, draws: int) -> tuple[np.ndarray, np.ndarray, int]:
     """The values as float64, the cluster of each as a number from 0, and the number of clusters."""
     values, clusters = np.asarray(values, dtype=np.float64), np.asarray(clusters)
     if values.ndim != 1 or values.shape != clusters.shape:
         raise MetricError(
             f"bootstrap: values {list(values.shape)} and clusters {list(clusters.shape)} must both be [N]"
         )
-    if draws < 1 or not 0 < level < 1:
-        raise MetricError(f"bootstrap: draws {draws} must be above 0 and level {level} between 0 and 1")
+    if draws < 1:
+        raise MetricError(f"bootstrap: draws {draws} must be above 0")
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise MetricError(f"bootstrap: value {bad[0]} is {values[bad[0]]}, not a finite number")
     names, members = np.unique(clusters, return_inverse=True)
     if len(names) < 2:
-        raise MetricError(f"bootstrap: {len(names)} cluster(s); an interval needs at least two videos")
+        raise MetricError(f"bootstrap: {len(names)} cluster(s); an interval needs at least two")
     return values, members, len(names)
 
 
@@ -130,6 +128,6 @@ def _medians(ordered: np.ndarray, weights: np.ndarray, lower: bool) -> np.ndarra
     return (low + high) / 2
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -6,27 +6,30 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
-from xclip_lab.attention import replaced, run_with_cache, tap_names
-from xclip_lab.batching import BrokenClip, Clip, ClipDataset, FrameStore, collate, preload
+from xclip_lab.attention import replaced, tap_names
+from xclip_lab.batching import BrokenClip, Clip, ClipDataset, FrameStore, preload
 from xclip_lab.checkpoint import find_model_file, load_model
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
 from xclip_lab.errors import DatasetError, VideoError
-from xclip_lab.evaluation import Result, evaluate
-from xclip_lab.metrics import rank_entries
+from xclip_lab.evaluation import Result, encode, evaluate, score
+from xclip_lab.metrics import retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
 from xclip_lab.pointing import Pointing, point_at_truth
+from xclip_lab.resume import seed_everything
 from xclip_lab.runs import NOTEBOOKS
-from xclip_lab.stats import recall_intervals
 from xclip_lab.synthetic import ClipTruth, load_truth
+from xclip_lab.tokens import TokenSet
 from xclip_lab.train import resolve_device
 
 LEVELS = {1: "1 objects", 2: "2 motion", 3: "3 order", 4: "4 distractors"}
@@ -92,11 +95,10 @@ def open_split(config: RunConfig, split: str) -> VideoTextDataset:
     return load_dataset(config.data.dataset, split, config.data.root, config.data.protocol)
 
 
-def open_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None, VideoTextDataset]:
-    """The splits for training, validation (None where `data.val_split` is null) and test."""
-    data = config.data
-    val = open_split(config, data.val_split) if data.val_split else None
-    return open_split(config, data.train_split), val, open_split(config, data.test_split)
+def open_training_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None]:
+    """The splits for training and validation (None where `data.val_split` is null)."""
+    val = config.data.val_split
+    return open_split(config, config.data.train_split), open_split(config, val) if val else None
 
 
 def open_clips(dataset: VideoTextDataset, config: RunConfig) -> ClipDataset:
@@ -125,36 +127,43 @@ def read_clip(clips: ClipDataset, index: int) -> Clip:
     return clip
 
 
-def open_model(checkpoint: str | Path, config: RunConfig) -> tuple[RetrievalModel, RunConfig]:
+def new_model(config: RunConfig) -> RetrievalModel:
+    """A model fresh from its config, the same for the same `config.seed`.
+
+    Raises:
+        ConfigError, CheckpointError: as `create_model`.
+    """
+    seed_everything(config.seed)
+    return create_model(config)
+
+
+class Origin(TypedDict):
+    """Where a model comes from, as `evaluate` takes it for its stamp."""
+
+    checkpoint: str
+    selection_split: str | None
+
+
+def open_model(checkpoint: str | Path | None, config: RunConfig) -> tuple[RetrievalModel, RunConfig, Origin]:
     """The model of a checkpoint on `train.device`, and the config with that model's own sizes.
 
     Args:
         checkpoint: a run folder, a checkpoint folder or a file; empty for a model fresh from its config.
+
+    Raises:
+        CheckpointError: nothing there, or damaged. TrainingError: no such device.
     """
     device = resolve_device(config.train.device)
     if not checkpoint:
-        print("NOTE: no checkpoint is given. This model is untrained, and its numbers mean nothing.")
-        torch.manual_seed(config.seed)
-        return create_model(config).eval().to(device), config
-    model = load_model(checkpoint)
-    own = model.config
-    config = dataclasses.replace(
-        config,
-        towers=own.towers,
-        temporal=own.temporal,
-        head=own.head,
-        max_words=own.max_words,
-        max_frames=own.max_frames,
-    )
-    return model.to(device), config
-
-
-def selection_split(checkpoint: str | Path) -> str | None:
-    """The split on which a checkpoint was chosen, None where it was not chosen on any."""
-    if not checkpoint:
-        return None
-    stamp = find_model_file(checkpoint).with_name("stamp.json")
-    return json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
+        origin = f"none: an untrained model (towers: {config.towers.pretrained or 'random weights'})"
+        print(f"checkpoint {origin}")
+        return new_model(config).eval().to(device), config, {"checkpoint": origin, "selection_split": None}
+    file = find_model_file(checkpoint)
+    model = load_model(file).to(device)
+    print(f"checkpoint {file}")
+    stamp = file.with_name("stamp.json")
+    split = json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
+    return model, config.with_model(model.config), {"checkpoint": str(file), "selection_split": split}
 
 
 def find_truth(config: RunConfig, split: str) -> dict[str, ClipTruth]:
@@ -187,8 +196,9 @@ def level_table(result: Result, control: Result, truth: Mapping[str, ClipTruth])
         control: another evaluation of the same captions, such as `shuffled_frames`.
 
     Returns:
-        A row for `all` and for each level: `captions`; `R@1`, `low`, `high` (95% interval, clustered by
-        video), `R@5`, `R@10`, `MdR`; `control`, `control_low`, `control_high`: the control's R@1.
+        A row for `all` and for each level: `captions`; `R@1`, `R@5`, `R@10`, `MdR`; `low`, `high`, the 95%
+        interval of R@1 (NaN where the result has none); `control`, `control_low`, `control_high`: the
+        control's R@1.
     """
     groups = {"all": np.ones(len(result.captions), dtype=bool)}
     if truth:
@@ -200,27 +210,20 @@ def level_table(result: Result, control: Result, truth: Mapping[str, ClipTruth])
 
 
 def _level_row(result: Result, control: Result, chosen: np.ndarray) -> dict[str, float]:
-    metrics = result.subset(chosen)
-    (low, high), (control_low, control_high) = _r1_interval(result, chosen), _r1_interval(control, chosen)
+    unknown = (float("nan"), float("nan"))
+    metrics, intervals = result.subset(chosen)
+    control_metrics, control_intervals = control.subset(chosen)
+    low, high = intervals.get("R@1", unknown)
+    control_low, control_high = control_intervals.get("R@1", unknown)
     return {
         "captions": int(chosen.sum()),
-        "R@1": metrics["R@1"],
+        **{name: metrics[name] for name in ("R@1", "R@5", "R@10", "MdR")},
         "low": low,
         "high": high,
-        **{name: metrics[name] for name in ("R@5", "R@10", "MdR")},
-        "control": control.subset(chosen)["R@1"],
+        "control": control_metrics["R@1"],
         "control_low": control_low,
         "control_high": control_high,
     }
-
-
-def _r1_interval(result: Result, chosen: np.ndarray) -> tuple[float, float]:
-    entries = rank_entries(result.similarity, result.text_to_video, result.stamp["ties"])["t2v"]
-    kept = chosen[entries.queries]
-    clusters = result.text_to_video[entries.queries[kept]]
-    if len(np.unique(clusters)) < 2:
-        return float("nan"), float("nan")
-    return recall_intervals(entries.ranks[kept], clusters, seed=result.stamp["seed"])["R@1"]
 
 
 def level_lines(table: pd.DataFrame) -> str:
@@ -251,8 +254,7 @@ def pointing_study(
     """
     if not truth:
         return {}
-    torch.manual_seed(config.seed)
-    untrained = create_model(config).to(next(model.parameters()).device)
+    untrained = new_model(config).to(next(model.parameters()).device)
     return {
         name: point_at_truth(model, dataset, truth, config, store),
         "untrained": point_at_truth(untrained, dataset, truth, config, store),
@@ -265,9 +267,33 @@ def softmax_taps(model: RetrievalModel) -> list[str]:
     return [name for name in tap_names(model) if name.endswith("_softmax")]
 
 
-def uniform(weights: torch.Tensor) -> torch.Tensor:
-    """Attention that looks everywhere alike."""
-    return torch.full_like(weights, 1 / weights.shape[-1])
+@contextmanager
+def uniform(model: RetrievalModel, name: str) -> Iterator[None]:
+    """Within the block, the softmax of a tap looks everywhere alike: where the model leaves padding out
+    (`head.mask_padding`) at every real word or frame, else at every position.
+
+    Raises:
+        ConfigError: a tap that the model does not have.
+    """
+    over_words = tap_names(model).get(name, "").partition("]")[0].endswith("W")
+    masks: list[Tensor] = []
+
+    def see(head: nn.Module, inputs: tuple[TokenSet, TokenSet]) -> None:
+        text, video = inputs
+        masks[:] = [text.mask[:, None] if over_words else video.mask[None]]
+
+    def flat(weights: Tensor) -> Tensor:
+        if not model.config.head.mask_padding:
+            return torch.full_like(weights, 1 / weights.shape[-1])
+        mask = masks[0] if weights.ndim == 3 else masks[0].unsqueeze(2)
+        return (mask / mask.sum(-1, keepdim=True)).to(weights.dtype).expand_as(weights)
+
+    hook = model.head.register_forward_pre_hook(see)
+    try:
+        with replaced(model, {name: flat}):
+            yield
+    finally:
+        hook.remove()
 
 
 def uniform_stages(
@@ -277,32 +303,35 @@ def uniform_stages(
     config: RunConfig,
     store: FrameStore | None = None,
 ) -> pd.DataFrame:
-    """What is lost when one softmax of AOSM is made uniform.
+    """What is lost when one softmax of AOSM is made uniform. Texts and videos are encoded once.
+
+    Args:
+        clip: one of the dataset, whose frames can be read.
 
     Returns:
         A row for the model as it is and for each softmax: the `logit` of `clip` and the text-to-video `R@1`
         of the dataset, in percent.
     """
-    settings = dataclasses.replace(config.evaluation, bootstrap=0)
-    config = dataclasses.replace(config, evaluation=settings)
-    batch = collate([clip], config.max_words, config.max_frames).to(next(model.parameters()).device)
+    encoded = encode(model, dataset, config, store)
+    text_to_video = encoded.dataset.text_to_video
+    [row] = np.flatnonzero(encoded.rows == clip.index)
     rows = {}
     for name in ["as it is", *softmax_taps(model)]:
-        with replaced(model, {} if name == "as it is" else {name: uniform}):
-            logit = run_with_cache(model, batch, [])[0].item()
-            result = evaluate(model, dataset, config, store=store, progress=False)
-        rows[name.removeprefix("head.")] = {"logit": logit, "R@1": result.metrics["t2v"]["R@1"]}
+        with nullcontext() if name == "as it is" else uniform(model, name):
+            similarity = score(model, encoded.text, encoded.video, config.evaluation.block_size)
+        recall = retrieval_metrics(similarity, text_to_video, config.evaluation.ties)["t2v"]["R@1"]
+        logit = similarity[row, text_to_video[row]].item()
+        rows[name.removeprefix("head.")] = {"logit": logit, "R@1": recall}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def best_and_worst(result: Result, count: int = 2) -> list[int]:
-    """Captions: `count` that find their video with the widest lead, then `count` that miss it most."""
+def best_and_worst(result: Result) -> tuple[int, int]:
+    """The caption that finds its video with the widest lead, and the one that misses it most."""
     rows = np.arange(len(result.captions))
-    own = result.similarity[rows, result.text_to_video]
     others = result.similarity.copy()
     others[rows, result.text_to_video] = -np.inf
-    order = np.argsort(others.max(1) - own, kind="stable").tolist()
-    return list(dict.fromkeys(order[:count] + order[::-1][:count]))
+    lead = result.similarity[rows, result.text_to_video] - others.max(1)
+    return int(lead.argmax()), int(lead.argmin())
 
 
 def retrieved(clips: ClipDataset, result: Result, row: int, count: int = 3) -> dict[str, Any]:

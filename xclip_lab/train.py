@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from xclip_lab.atomic import write_text
 from xclip_lab.batching import Batch, ClipDataset, FrameStore, epoch_order, make_loader, preload
-from xclip_lab.config import RunConfig, save_config, to_dict
+from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.errors import TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
-from xclip_lab.metrics import METRICS
 from xclip_lab.model import RetrievalModel, official_name
-from xclip_lab.optim import clamp_logit_scale, create_optimizer, freeze_parameters
+from xclip_lab.optim import clamp_logit_scale, create_optimizer, freeze_parameters, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
-from xclip_lab.registry import did_you_mean
 from xclip_lab.resume import Checkpoints, random_state, restore_random_state, run_lock, seed_everything
 
 LESS_IS_BETTER = ("MdR", "MnR")
@@ -72,16 +71,22 @@ def fit(
     run that is finished returns at once with its last weights in `model`. What a run comes to that was killed
     or interrupted and went on is equal, bit for bit, to one that was not (same machine and threads).
 
+    Where `data.on_error` is `skip`, a pair whose video cannot be read is missing from its step, and every
+    other pair keeps its step: the number of steps and the place of each are those of the whole dataset, with
+    frames in memory or not. Each row of the history counts the `pairs` that its step had. A step without any
+    makes no update.
+
     Args:
         model: any model with `loss(batch) -> {"loss": ..., named parts}`. Seed before you create it.
         train: the pairs. The last incomplete batch of an epoch is left out.
         val: evaluated after each epoch; `train.select` chooses the best checkpoint on it.
-        store: frames of `train` decoded before; else `data.preload` says whether to decode all of them first.
+        store: frames of `train` decoded before; else `data.preload` says whether to decode all of them first,
+            as it does for `val`.
         progress: show a bar.
 
     Raises:
-        TrainingError: a folder in use or of another config, too few pairs, a loss or gradient that is not
-            finite, a full disk. The last checkpoint stays good.
+        TrainingError: a folder in use or of another config, too few pairs or none that can be read, a loss or
+            gradient that is not finite, a full disk. The last checkpoint stays good.
         VideoError: an unreadable video, unless `data.on_error` is `skip`.
         KeyboardInterrupt: after the first Ctrl-C once the step is finished and saved; at the second at once.
     """
@@ -110,8 +115,6 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * int(config.train.epochs)
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, int(config.train.max_steps))
-        if val is not None:
-            _check_select(config.train.select)
         self.fingerprints = {
             "train": dataset_fingerprint(train),
             "val": dataset_fingerprint(val) if val is not None else None,
@@ -120,20 +123,22 @@ class Trainer:
         self.model = model.to(self.device)
         named = [(official_name(name), parameter) for name, parameter in model.named_parameters()]
         freeze_parameters(named, config.towers.freeze_layer_num)
-        self.optimizer = create_optimizer(named, config.optim, self.total_steps)
+        undecayed = {official_name(name) for name in undecayed_parameters(model)}
+        self.optimizer = create_optimizer(named, config.optim, self.total_steps, undecayed)
         self.checkpoints = Checkpoints(run_dir)
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.history_rows = 0
         self.broken: dict[str, str] = {}
+        self.val_store: FrameStore | None = None
 
     def start_or_resume(self) -> None:
         """Begin a run, or restore everything that the last checkpoint holds."""
         saved = self.checkpoints.load()
         if saved is None:
             seed_everything(self.config.seed)
-            save_config(self.config, self.run_dir / "config.yaml")
+            write_text(self.run_dir / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
             record = {**versions(), "data": self.fingerprints}
             write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
             return
@@ -147,18 +152,20 @@ class Trainer:
     def run(self, store: FrameStore | None, progress: bool) -> None:
         """All steps that are left."""
         clips = ClipDataset(self.train, self.config, store=store, image_size=self.model.image_size)
-        if store is None and self.config.data.preload:
-            preload(clips, progress=progress)
+        if self.config.data.preload:
+            clips.store = store or preload(clips, progress)
+            self.val_store = self._preload_val(progress)
         bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=not progress)
         with History(self.run_dir, self.history_rows) as self.history, bar, DelayedInterrupt() as interrupt:
             self._began = time.perf_counter()
-            self._paced_step, self._paced_seconds = self.step, self.seconds
+            self._paced_pairs, self._paced_seconds = 0, self.seconds
             while self.step < self.total_steps and not interrupt.requested:
                 self.model.train()
                 for parts in self._epoch_batches(clips):
                     row = self._train_step(parts)
                     bar.update()
-                    bar.set_postfix(epoch=row["epoch"], loss=f"{row['loss']:.3f}", refresh=False)
+                    loss = f"{row.get('loss', math.nan):.3f}"
+                    bar.set_postfix(epoch=row["epoch"], loss=loss, refresh=False)
                     if self.step % self.steps_per_epoch == 0 or self.step == self.total_steps:
                         self._finish_epoch(row)
                         break
@@ -168,30 +175,36 @@ class Trainer:
                         self._save()
                     if interrupt.requested:
                         break
-                else:
-                    raise TrainingError(
-                        f"a batch after step {self.step} holds only videos that cannot be read"
-                    )
         if interrupt.requested:
             raise KeyboardInterrupt(f"stopped after step {self.step}; the same command goes on from there")
 
     def result(self) -> FitResult:
-        """What the finished run came to."""
+        """What the finished run came to.
+
+        Raises:
+            TrainingError: its record was removed.
+        """
         best = self.checkpoints.best
         stamp = json.loads((best / "stamp.json").read_text())
         history = read_history(self.run_dir)
+        if not history:
+            raise TrainingError(
+                f"the run in {self.run_dir} is finished, but its history.jsonl is gone; bring it back, or "
+                f"remove the folder to train anew (the model is in {best})"
+            )
         seconds = history[-1]["seconds"]
         return FitResult(self.run_dir, best, stamp, self.step, seconds, history, self.broken)
 
     def _epoch_batches(self, clips: ClipDataset) -> Iterator[list[Batch]]:
-        """The steps that are left of this epoch, each as the parts whose gradients are averaged."""
+        """The steps that are left of this epoch, each as its parts: `train.accumulate` of them, less those of
+        which nothing can be read."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         groups = self.train.groups if self.config.data.group_batches else None
         order = epoch_order(len(self.train), self.config.seed, epoch, groups)
         batch_size, parts = self.config.train.batch_size, self.config.train.accumulate
         rest = order[done * batch_size : self.steps_per_epoch * batch_size]
         loader = make_loader(clips, order=rest, batch_size=batch_size // parts, epoch=epoch)
-        batches = iter(loader)
+        batches = loader.in_place()
         while True:
             # A loader draws a seed as it starts, and a resumed epoch starts one more of them.
             with torch.random.fork_rng(devices=[]):
@@ -199,13 +212,19 @@ class Trainer:
             self.broken |= loader.broken
             if not step:
                 return
-            yield step
+            yield [batch for batch in step if batch is not None]
 
     def _train_step(self, parts: list[Batch]) -> Row:
-        """Forward, backward, one update. Returns the step's numbers."""
+        """Forward, backward, one update. Each pair has the same weight, whatever part it is in. Returns the
+        step's numbers."""
         self.optimizer.zero_grad(set_to_none=True)
         epoch = self.step // self.steps_per_epoch + 1
         self.step += 1
+        pairs = sum(len(batch) for batch in parts)
+        self._paced_pairs += pairs
+        row: Row = {"step": self.step, "epoch": epoch, "pairs": pairs}
+        if not parts:
+            return row
         means: dict[str, float] = {}
         for batch in parts:
             with torch.autocast(
@@ -214,9 +233,10 @@ class Trainer:
                 losses = self.model.loss(batch.to(self.device))
             values = {name: value.item() for name, value in losses.items()}
             self._check_finite(values)
-            (losses["loss"] / len(parts)).backward()
+            share = len(batch) / pairs
+            (losses["loss"] * share).backward()
             for name, value in values.items():
-                means[name] = means.get(name, 0.0) + value / len(parts)
+                means[name] = means.get(name, 0.0) + value * share
         norm = clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm).item()
         if not math.isfinite(norm):
             self._fail_on_gradient()
@@ -224,19 +244,32 @@ class Trainer:
         self.optimizer.step()
         clamp_logit_scale(self.model.logit_scale)
         scale = self.model.logit_scale.item()
-        return {"step": self.step, "epoch": epoch, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
+        return {**row, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
 
     def _finish_epoch(self, row: Row) -> None:
         """Validate, record, save."""
+        if not self.optimizer.state:
+            raise TrainingError(
+                f"none of the training pairs up to step {self.step} can be read; "
+                f"the first: {next(iter(self.broken.values()))}"
+            )
         value = None
         if self.val is not None:
             settings = dataclasses.replace(self.config.evaluation, bootstrap=0)
             config = dataclasses.replace(self.config, evaluation=settings)
-            metrics = evaluate(self.model, self.val, config, progress=False).metrics
+            metrics = evaluate(self.model, self.val, config, store=self.val_store, progress=False).metrics
             row |= {f"val/{side}/{name}": float(x) for side, of in metrics.items() for name, x in of.items()}
             value = row[f"val/{self.config.train.select}"]
         self._log(row)
         self._save(value)
+
+    def _preload_val(self, progress: bool) -> FrameStore | None:
+        """The frames of `val`; what cannot be read is left to `evaluate`, which counts it."""
+        if self.val is None:
+            return None
+        skipping = dataclasses.replace(self.config.data, on_error="skip")
+        config = dataclasses.replace(self.config, data=skipping)
+        return preload(ClipDataset(self.val, config, image_size=self.model.image_size), progress)
 
     def _save(self, value: float | None = None) -> None:
         """Save a checkpoint; `value` is the selecting metric where the model was just validated."""
@@ -274,10 +307,9 @@ class Trainer:
     def _log(self, row: Row) -> None:
         """Record a step, with the pace since the last record."""
         elapsed = self._elapsed()
-        pairs = (self.step - self._paced_step) * self.config.train.batch_size
-        pace = pairs / max(elapsed - self._paced_seconds, 1e-9)
+        pace = self._paced_pairs / max(elapsed - self._paced_seconds, 1e-9)
         self.history.append({**row, "seconds": elapsed, "pairs_per_second": pace})
-        self._paced_step, self._paced_seconds = self.step, elapsed
+        self._paced_pairs, self._paced_seconds = 0, elapsed
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._began
@@ -334,24 +366,11 @@ def resolve_device(name: str) -> torch.device:
 
 def _steps_per_epoch(config: RunConfig, pairs: int) -> int:
     batch_size, parts = config.train.batch_size, config.train.accumulate
-    if batch_size % parts:
-        raise TrainingError(
-            f"train.accumulate: {parts} equal parts of train.batch_size {batch_size} are not possible; "
-            f"a batch of {batch_size // parts * parts} or {(batch_size // parts + 1) * parts} is"
-        )
     if pairs < batch_size:
         fits = pairs // parts * parts
         remedy = f"set train.batch_size to at most {fits}" if fits else "add pairs"
         raise TrainingError(f"{pairs} training pairs do not fill one batch of {batch_size}; {remedy}")
     return pairs // batch_size
-
-
-def _check_select(select: str) -> None:
-    known = [f"{side}/{name}" for side in ("t2v", "v2t") for name in METRICS]
-    if select not in known:
-        raise TrainingError(
-            f"train.select: no metric {select!r}{did_you_mean(select, known)} (known: {', '.join(known)})"
-        )
 
 
 def _differing_keys(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Video files: what is in them, which frames to take, their pixels. decord, or PyAV where it cannot."""
+"""Video files: what is in them, which frames to take, their pixels. decord, or PyAV where it cannot.
+
+decord is built for few platforms; where it is not installed PyAV reads everything.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,20 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import av
-import decord
 import numpy as np
 from av.stream import Disposition
 
 from xclip_lab import sampling
 from xclip_lab.errors import VideoError
 
-decord.logging.set_level(decord.logging.QUIET)
+try:
+    import decord
+except ImportError:
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+
+Decoder = Literal["decord", "pyav"]
 
 # Demuxers that make "video" of what is none: pictures, text art, lists of other files.
 _NOT_VIDEO = ("_pipe", "image2", "tty", "concat", "hls", "dash")
@@ -89,10 +98,8 @@ def frame_indices(
     max_frames: int = 12,
     feature_framerate: int = 1,
     slice_framepos: int = 2,
-    frame_order: int = 0,
     start: float | None = None,
     end: float | None = None,
-    shuffler: sampling.Shuffler | None = None,
 ) -> list[int]:
     """The frames that a sampler takes from a video, at most `max_frames`, in the order they are shown.
 
@@ -100,16 +107,13 @@ def frame_indices(
     takes frames evenly in time. `start` and `end` in seconds. Empty where the stretch holds no frame.
 
     Raises:
-        ValueError: the official sampler cannot serve such a frame rate or start; `frame_order` 2 without
-            `shuffler`.
+        ValueError: the official sampler cannot serve such a frame rate or start.
     """
     if sampler == "uniform":
-        chosen = sampling.uniform_indices(info.timestamps, info.duration, max_frames, start, end)
-    else:
-        sampled = sampling.official_indices(info.frame_count, info.fps, feature_framerate, start, end)
-        positions = sampling.slice_positions(len(sampled), max_frames, slice_framepos)
-        chosen = [sampled[position] for position in positions]
-    return sampling.order_frames(chosen, frame_order, shuffler)
+        return sampling.uniform_indices(info.timestamps, info.duration, max_frames, start, end)
+    sampled = sampling.official_indices(info.frame_count, info.fps, feature_framerate, start, end)
+    positions = sampling.slice_positions(len(sampled), max_frames, slice_framepos)
+    return [sampled[position] for position in positions]
 
 
 def read_frames(
@@ -133,6 +137,18 @@ def read_frames(
     Raises:
         VideoError: the file cannot be read in full; names file, decoder and reason.
     """
+    return read_frames_and_decoder(path, indices, start, end, info, verify)[0]
+
+
+def read_frames_and_decoder(
+    path: str | Path,
+    indices: list[int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    info: VideoInfo | None = None,
+    verify: bool = True,
+) -> tuple[VideoFrames, Decoder]:
+    """As `read_frames`, with the name of the decoder that gave the frames."""
     info = info or probe(path)
     if indices is None:
         indices = sampling.indices_between(info.timestamps, info.duration, start, end)
@@ -143,13 +159,14 @@ def read_frames(
             f"was asked for, it has {info.frame_count}"
         )
     if len(wanted) == 0:
-        return VideoFrames(np.zeros((0, info.height, info.width, 3), np.uint8), np.zeros(0))
-    return VideoFrames(_decode(info, wanted, verify), info.timestamps[wanted])
+        return VideoFrames(np.zeros((0, info.height, info.width, 3), np.uint8), np.zeros(0)), "pyav"
+    frames, decoder = _decode(info, wanted, verify)
+    return VideoFrames(frames, info.timestamps[wanted]), decoder
 
 
-def _decode(info: VideoInfo, wanted: np.ndarray, verify: bool) -> np.ndarray:
-    refused = "decord: cannot place this file's frames"
-    if info._decord_fits:
+def _decode(info: VideoInfo, wanted: np.ndarray, verify: bool) -> tuple[np.ndarray, Decoder]:
+    refused = "decord: not installed" if decord is None else "decord: cannot place this file's frames"
+    if decord is not None and info._decord_fits:
         try:
             frames = _decode_decord(info, wanted)
         except Exception as error:  # decord raises bare RuntimeErrors and its own
@@ -157,9 +174,9 @@ def _decode(info: VideoInfo, wanted: np.ndarray, verify: bool) -> np.ndarray:
         else:
             if verify:
                 _verify(info, wanted)
-            return frames
+            return frames, "decord"
     try:
-        return _decode_pyav(info, wanted)
+        return _decode_pyav(info, wanted), "pyav"
     except Exception as error:
         raise VideoError(f"{info.path}: {refused}; PyAV: {_reason(error)}") from error
 

@@ -22,7 +22,7 @@ PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
 
 def run(name: str, run_dir: Path, overrides: dict | None = None, **parameters) -> str:
     """Execute a notebook with `smoke=True` and return all that it printed."""
-    parameters |= {"run_dir": str(run_dir), "smoke": True, "overrides": overrides or {}}
+    parameters = {"run_dir": str(run_dir), "smoke": True, "overrides": overrides or {}} | parameters
     executed = execute_notebook(name, parameters, run_dir, progress=False)
     cells = nbformat.read(executed, as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
@@ -133,11 +133,32 @@ def test_evaluate_a_run(quickstart, generated, tmp_path):
     assert "untrained" not in printed
 
 
-def test_evaluate_own_videos(own_videos, tmp_path):
-    printed = run("30_evaluate", tmp_path, own_videos)
+def test_results_lie_in_a_folder_of_their_own(quickstart, generated, own_videos, tmp_path, monkeypatch):
+    """Without a run_dir: in the run's folder beside its own numbers, or, untrained, beside the runs."""
+    run_dir, _ = quickstart
+    before = {path: path.read_bytes() for path in [run_dir / "metrics.json", *run_dir.glob("figures/*")]}
+    monkeypatch.chdir(tmp_path)
+    for name in ("30_evaluate", "50_attention"):
+        run(name, tmp_path, generated, checkpoint=str(run_dir), run_dir="")
+    check_metrics(run_dir / "evaluation" / "test")
+    assert figures(run_dir / "attention" / "test" / "0") == {"clip", "aosm", "pointing"}
+    assert {path: path.read_bytes() for path in before} == before
+    printed = run("30_evaluate", tmp_path, own_videos, run_dir="")
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("untrained_")
+    check_metrics(folder / "evaluation" / "test")
+    assert "untrained" in printed
+    result = Result.load(folder / "evaluation" / "test")
+    assert set(result.captions) >= {"a dog", "two cats", "a $5 bill & $6", "снег"}
+    assert "untrained" in result.stamp["checkpoint"]
+
+
+def test_evaluate_one_video(tmp_path):
+    write_video(tmp_path / "own" / "a_dog.mp4")
+    run("30_evaluate", tmp_path, {"data.dataset": "folder", "data.root": str(tmp_path / "own")})
     check_metrics(tmp_path)
-    assert "This model is untrained" in printed
-    assert set(Result.load(tmp_path).captions) >= {"a dog", "two cats", "a $5 bill & $6", "снег"}
+    assert figures(tmp_path) == {"ranks", "similarity", "success", "failure"}
+    assert Result.load(tmp_path).intervals == {}
 
 
 @needs_shared("clips")

@@ -1,4 +1,4 @@
-"""Resize, crop and normalise against the official transform."""
+"""Resize, crop and normalise (the function that the model runs) against the official transform."""
 
 import numpy as np
 import pytest

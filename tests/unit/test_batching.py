@@ -134,10 +134,10 @@ def test_a_frame_rate_that_the_official_sampler_cannot_serve_names_the_remedy(fo
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_frames_in_memory_are_the_frames_of_the_files(folder, workers):
-    overrides = {"data.frame_order": 2}
+    overrides = {"data.frame_order": 2, "data.workers": workers}
     decoded, kept = clips_of(folder, **overrides), clips_of(folder, **overrides)
-    store = preload(kept, workers=workers, progress=False)
-    assert list(store.clips) == kept.dataset.videos
+    kept.store = preload(kept, progress=False)
+    assert list(kept.store.clips) == kept.dataset.videos
     for epoch in (0, 1):
         loaders = [make_loader(clips, None, 4, epoch=epoch) for clips in (decoded, kept)]
         for ours, theirs in zip(*loaders, strict=True):
@@ -150,7 +150,8 @@ def test_preloading_broken_files(with_broken):
     with pytest.raises(VideoError, match="v3"):
         preload(clips_of(with_broken), progress=False)
     clips = clips_of(with_broken, **{"data.on_error": "skip"})
-    assert list(preload(clips, progress=False).broken) == ["v3.mp4"]
+    clips.store = preload(clips, progress=False)
+    assert list(clips.store.broken) == ["v3.mp4"]
     loader = make_loader(clips, None, 4)
     assert sum(len(batch) for batch in loader) == 10
     assert list(loader.broken) == ["v3.mp4"]
@@ -162,12 +163,55 @@ def test_preloading_more_than_fits_is_refused(folder, monkeypatch):
         preload(clips_of(folder), progress=False)
 
 
-def test_drop_last(folder):
-    clips = clips_of(folder)
-    assert [len(batch) for batch in make_loader(clips, None, 5)] == [5, 5, 2]
-    loader = make_loader(clips, None, 5, drop_last=True)
-    assert [len(batch) for batch in loader] == [5, 5]
-    assert len(loader) == 2
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_every_other_clip_keeps_its_batch_where_one_is_broken(with_broken, workers, in_memory):
+    clips = clips_of(with_broken, **{"data.on_error": "skip"})  # v3 is the samples 6 and 7
+    if in_memory:
+        clips.store = preload(clips, progress=False)
+
+    def places(order, size):
+        batches = list(make_loader(clips, order, size, workers=workers).in_place())
+        return [None if batch is None else batch.index.tolist() for batch in batches]
+
+    assert places(None, 2) == [[0, 1], [2, 3], [4, 5], None, [8, 9], [10, 11]]
+    assert places([0, 6, 1, 7, 2], 2) == [[0], [1], [2]]
+    assert places([7, 6, 0], 2) == [None, [0]]
+    assert len(make_loader(clips, [7, 6, 0], 2)) == 2
+
+
+def test_damage_found_once_is_not_overlooked_in_a_later_epoch(folder, tmp_path, monkeypatch):
+    """Only a video that has passed is spared the second look."""
+    looks = []
+    real = batching.video.read_frames_and_decoder
+
+    def watched(path, *args, verify, **kwargs):
+        looks.append((path.name, verify))
+        if path.name == "v3.mp4" and verify:
+            raise VideoError("damaged")
+        return real(path, *args, verify=verify, **kwargs)
+
+    monkeypatch.setattr(batching.video, "read_frames_and_decoder", watched)
+    clips = clips_of(folder, unique_videos=True, **{"data.on_error": "skip"})
+    for epoch in (0, 1):
+        looks.clear()
+        loader = make_loader(clips, None, 2, epoch=epoch)
+        assert sum(len(batch) for batch in loader) == 5
+        assert list(loader.broken) == ["v3.mp4"]
+        assert [verify for _, verify in looks] == [epoch == 0 or name == "v3.mp4" for name, _ in looks]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoders_are_counted(with_broken, workers):
+    write_video(with_broken / "v5.mp4", 8, rate=10, codec="gif", format="gif")
+    clips = clips_of(with_broken, **{"data.on_error": "skip", "data.workers": workers})
+    loader = make_loader(clips, None, 4)
+    assert loader.decoders == {}
+    list(loader)
+    usual = {"pyav": 5} if batching.video.decord is None else {"decord": 4, "pyav": 1}
+    assert loader.decoders == usual  # five of six videos, though each has two captions
+    clips.store = preload(clips, progress=False)
+    assert clips.store.decoders == make_loader(clips, None, 4).decoders == usual
 
 
 def test_epoch_order():

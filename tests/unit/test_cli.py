@@ -158,13 +158,17 @@ def test_bad_folders_and_tables(tmp_path, capsys):
     assert "broken.mp4" in refused(capsys, *own_videos("--data.root", str(tmp_path / "clips.csv")))
 
 
-def test_a_fresh_model_on_own_videos_says_that_it_is_untrained(tmp_path, capsys):
+def test_a_fresh_model_on_own_videos_says_that_it_is_untrained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("a_red_ball", "two_dogs"):
         write_video(tmp_path / f"{name}.mp4")
     assert main(own_videos("--data.root", str(tmp_path))) == 0
     shown = capsys.readouterr().out
     assert "an untrained model (towers: random weights)" in shown
-    assert "not saved; --out DIR saves it" in shown
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("untrained_")
+    assert f"saved in runs/{folder.name}/evaluation/test" in shown
+    assert Result.load(folder / "evaluation" / "test").captions == ["a red ball", "two dogs"]
     out = tmp_path / "result"
     assert main(own_videos("--data.root", str(tmp_path), "--out", str(out))) == 0
     result = Result.load(out)

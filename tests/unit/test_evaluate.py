@@ -20,9 +20,10 @@ from xclip_lab.batching import ClipDataset, preload
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
 from xclip_lab.errors import DatasetError, UserError
-from xclip_lab.evaluation import Result, ResultError, encode_texts, evaluate, score
+from xclip_lab.evaluation import Result, ResultError, encode_texts, evaluate, score, video_clusters
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
+from xclip_lab.stats import recall_intervals
 from xclip_lab.tokens import TokenSet
 
 TINY = {
@@ -289,7 +290,8 @@ def test_the_stamp_says_how_it_came_about(result):
     assert (stamp["sampler"], stamp["max_frames"], stamp["max_words"]) == ("uniform", 4, 8)
     assert (stamp["dtype"], stamp["device"], stamp["missing_videos"]) == ("float32", "cpu", [])
     assert torch.__version__.startswith(stamp["versions"]["torch"])
-    assert "decord" in stamp["decoder"]
+    assert stamp["decoders"] == {"decord": 5}
+    assert stamp["intervals"] == {"draws": 50, "clusters": "video"}
 
 
 @pytest.mark.parametrize("ties", ["pessimistic", "official"])
@@ -299,8 +301,8 @@ def test_a_subset_is_ranked_in_the_full_gallery(model, dataset, ties):
     expected = metrics_of(
         ranks(found.similarity, found.text_to_video, ties)["t2v"][chosen], ties == "official"
     )
-    assert found.subset(chosen) == expected
-    assert found.subset(np.ones(7, dtype=bool)) == found.metrics["t2v"]
+    assert found.subset(chosen)[0] == expected
+    assert found.subset(np.ones(7, dtype=bool)) == (found.metrics["t2v"], found.intervals["t2v"])
     with pytest.raises(MetricError, match="each of 7 captions"):
         found.subset([True, False])
     with pytest.raises(MetricError, match="no ranks"):
@@ -308,12 +310,34 @@ def test_a_subset_is_ranked_in_the_full_gallery(model, dataset, ties):
 
 
 def test_no_intervals_where_none_are_asked_for_or_possible(model, dataset):
-    assert evaluate(model, dataset, configured(evaluation__bootstrap=0), progress=False).intervals == {}
-    single = dataclasses.replace(dataset, samples=dataset.samples[:2])
-    alone = evaluate(model, single, configured(), progress=False)
-    assert alone.intervals == {}
-    assert alone.metrics["t2v"]["R@1"] == 100.0
-    assert "R@1" in str(alone)
+    without = evaluate(model, dataset, configured(evaluation__bootstrap=0), progress=False)
+    assert without.intervals == {}
+    assert without.stamp["intervals"] is None
+    assert without.subset(np.ones(7, dtype=bool))[1] == {}
+    for captions in (1, 2):
+        single = dataclasses.replace(dataset, samples=dataset.samples[:captions])
+        alone = evaluate(model, single, configured(), progress=False)
+        assert alone.intervals == {}
+        assert alone.stamp["intervals"] is None
+        assert alone.metrics["t2v"]["R@1"] == 100.0
+        assert "R@1" in str(alone)
+
+
+def test_the_two_videos_of_a_pair_are_drawn_together(model, dataset, result):
+    paired = dataclasses.replace(dataset, groups=np.array([7, 7, 7, 3, 3, 3, 5]))
+    assert video_clusters(dataset).tolist() == [0, 1, 2, 3, 4]
+    assert video_clusters(paired).tolist() == [7, 7, 3, 3, 5]
+    found = evaluate(model, paired, configured(), progress=False)
+    assert found.stamp["intervals"] == {"draws": 50, "clusters": "pair"}
+    clusters = np.array([7, 7, 7, 3, 3, 3, 5])
+    assert found.intervals["t2v"] == recall_intervals(found.ranks["t2v"], clusters, 50, found.stamp["seed"])
+    expected = recall_intervals(found.ranks["v2t"], [7, 7, 3, 3, 5], 50, found.stamp["seed"])
+    assert found.intervals["v2t"] == expected
+    assert found.metrics == result.metrics
+    last = np.arange(7) > 2
+    ranks_of_last = found.ranks["t2v"][last]
+    assert found.subset(last)[1] == recall_intervals(ranks_of_last, clusters[last], 50, found.stamp["seed"])
+    assert found.subset(np.arange(7) < 3)[1] == {}
 
 
 @pytest.mark.parametrize("ties", ["pessimistic", "mean", "official"])

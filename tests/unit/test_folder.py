@@ -84,11 +84,37 @@ def test_a_column_split(tmp_path):
     assert "no sample of split 'val'" in refusal(path, "val")
 
 
+def test_only_line_ends_end_a_line(tmp_path):
+    odd = "a\u2028b\x85c\x0bd\x0ce\x1cf\u2029g"
+    data = load(table(tmp_path, f"video,caption\r\na.mp4,{odd}\r\n\r\na.mp4,two\r\n", "a.mp4"))
+    assert [s.caption for s in data.samples] == [odd, "two"]
+    (tmp_path / "clips.csv").unlink()
+    (tmp_path / "a.txt").write_text(f"{odd}\ntwo\n", encoding="utf-8")
+    assert [s.caption for s in load(tmp_path).samples] == [odd, "two"]
+
+
+def test_quotes(tmp_path):
+    rows = 'video,caption\na.mp4,"two\nlines, and a ""word"""\n"a.mp4",5" wide\n'
+    data = load(table(tmp_path, rows, "a.mp4"))
+    assert [s.caption for s in data.samples] == ['two\nlines, and a "word"', '5" wide']
+
+
+def test_equal_rows_are_captions_of_their_own(tmp_path):
+    data = load(table(tmp_path, "video,caption\na.mp4,x\na.mp4,x\nb.mp4,x\n", "a.mp4", "b.mp4"))
+    assert data.text_to_video.tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         ("file,text\na.mp4,x\n", ["'file', 'text'", "expected video,caption", "'video'", "'caption'"]),
         ("", ["found nothing"]),
+        ("video;caption\na.mp4;x\n", ["'video;caption'", "separated by ';', save it with commas"]),
+        ("video\tcaption\na.mp4\tx\n", ["separated by '\\t', save it with commas"]),
+        ("video,caption,Caption\na.mp4,x,y\n", ["two columns 'caption'"]),
+        ('video,caption\na.mp4,"never closed\na.mp4,x\n', ["line 3", "not valid CSV", "quote"]),
+        ('video,caption\na.mp4,"said" he\n', ["line 2", "not valid CSV"]),
+        ("video,caption\na.mp4,  \n", ["line 2", "caption is empty"]),
         ("video,caption\n", ["no sample"]),
         ("video,caption\na.mp4,one, two\n", ["line 2", "quotes"]),
         ("video,caption\na.mp4\n", ["line 2"]),

@@ -13,25 +13,34 @@ from tests.unit.training import NoisyModel, tiny_config
 from xclip_lab.config import OptimConfig
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.model import official_name
-from xclip_lab.optim import create_optimizer, parameter_groups, warmup_then_cosine
+from xclip_lab.optim import (
+    create_optimizer,
+    parameter_groups,
+    undecayed_parameters,
+    warmup_then_cosine,
+)
 
 MODERN = OptimConfig(recipe="modern", lr=1e-2, coef_lr=0.1, weight_decay=0.2)
 
 
 @pytest.fixture(scope="module")
 def named():
-    model = NoisyModel(tiny_config().model)
+    return named_parameters(NoisyModel(tiny_config().model))
+
+
+def named_parameters(model):
     return [(official_name(name), parameter) for name, parameter in model.named_parameters()]
 
 
 def test_modern_groups(named):
-    groups = parameter_groups(named, MODERN)
+    undecayed = {official_name(name) for name in undecayed_parameters(NoisyModel(tiny_config().model))}
+    groups = parameter_groups(named, MODERN, undecayed)
     names = {id(parameter): name for name, parameter in named}
     towers, new, towers_free, new_free = ([names[id(p)] for p in group["params"]] for group in groups)
     assert "clip.transformer.resblocks.0.attn.in_proj_weight" in towers
     assert "clip.visual.conv1.weight" in towers
     assert "transformerClip.resblocks.0.mlp.c_fc.weight" in new
-    assert "frame_mat_weight2" in new
+    assert {"frame_mat_weight2", "word_logit_weight", "global_mat_weight"} <= set(new_free)
     free = {"clip.logit_scale", "clip.token_embedding.weight", "clip.visual.class_embedding"}
     free |= {"clip.positional_embedding", "clip.ln_final.weight", "clip.visual.ln_post.bias"}
     assert free <= set(towers_free)
@@ -40,6 +49,26 @@ def test_modern_groups(named):
     assert sum(map(len, (towers, new, towers_free, new_free))) == len(named)
     assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-2, 1e-3, 1e-2])
     assert [group["weight_decay"] for group in groups] == [0.2, 0.2, 0.0, 0.0]
+
+
+def test_modules_say_what_does_not_decay():
+    model = NoisyModel(tiny_config({"head.fusion": "transformer"}).model)
+    undecayed = undecayed_parameters(model)
+    heads = {f"head.{name}_fusion.positions" for name in ("word", "frame", "matrix")}
+    heads |= {"head.global_mat_weight", "head.local_mat_weight"}
+    assert {name for name in undecayed if name.startswith("head.")} == heads
+    assert undecayed <= dict(model.named_parameters()).keys()
+    groups = parameter_groups(model.named_parameters(), MODERN, undecayed)
+    free = {id(parameter) for group in groups[2:] for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = parameter.ndim < 2 or "embedding" in name or name in heads
+        assert (id(parameter) in free) == expected, name
+
+
+def test_the_official_rule_knows_no_exemption(named):
+    plain = parameter_groups(named, OptimConfig())
+    exempt = parameter_groups(named, OptimConfig(), {name for name, _ in named})
+    assert [list(map(id, g["params"])) for g in plain] == [list(map(id, g["params"])) for g in exempt]
 
 
 def test_modern_step_is_bias_corrected_adamw():

@@ -53,6 +53,7 @@ def result() -> Result:
         captions=[CAPTION] * 6,
         videos=[f"v{i}" for i in range(5)],
         rows=np.arange(6),
+        clusters=np.arange(5),
         ranks={side: e.ranks for side, e in rank_entries(similarity, text_to_video, "pessimistic").items()},
         metrics=retrieval_metrics(similarity, text_to_video),
         intervals={},
@@ -62,12 +63,12 @@ def result() -> Result:
 
 def pointing() -> Pointing:
     rows = [
-        {"video_id": f"v{n % 4}", "word": "w", "word_class": kind, "inside": 0.1 * (n % 7), "uniform": 0.5}
+        {"word_class": kind, "inside": 0.1 * (n % 7), "uniform": 0.5, "cluster": n % 4}
         for n in range(12)
         for kind in ("colour", "shape", "motion")
     ]
     words = pd.DataFrame(rows)
-    return Pointing(words, cluster_mean_interval(words["inside"] - 0.5, words["video_id"]), 1.0)
+    return Pointing(words, cluster_mean_interval(words["inside"] - 0.5, words["cluster"]), 1.0)
 
 
 def level_table() -> pd.DataFrame:

@@ -16,7 +16,15 @@ import pytest
 from xclip_lab import runs
 from xclip_lab.config import load_config, save_config
 from xclip_lab.errors import DatasetError
-from xclip_lab.runs import RunError, config_hash, execute_notebook, list_runs, new_run_dir, notebook_path
+from xclip_lab.runs import (
+    RunError,
+    config_hash,
+    execute_notebook,
+    list_runs,
+    new_run_dir,
+    notebook_path,
+    result_dir,
+)
 
 
 def write_notebook(path: Path, *cells: str) -> Path:
@@ -47,6 +55,27 @@ def test_a_run_is_found_again_on_a_later_day(tmp_path):
     begun = tmp_path / f"2001-02-03_quickstart_{config_hash(config)}"
     begun.mkdir()
     assert new_run_dir(config, tmp_path) == begun
+
+
+def test_a_result_never_goes_into_the_run_folder(tmp_path):
+    config, other = load_config("quickstart"), load_config("quickstart", {"data.frame_order": 2})
+    run_dir, stray = tmp_path / "runs" / "mine", tmp_path / "stray.safetensors"
+    checkpoint = run_dir / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    save_config(config, run_dir / "config.yaml")
+    for file in (checkpoint / "model.safetensors", stray):
+        file.touch()
+    (run_dir / "checkpoints" / "best").symlink_to(checkpoint.name)
+    for given in (run_dir, run_dir / "checkpoints" / "best", checkpoint / "model.safetensors"):
+        assert result_dir(given, config, "evaluation/test", tmp_path) == run_dir / "evaluation" / "test"
+    places = {
+        result_dir(given, settings, "evaluation/test", tmp_path / "runs").relative_to(tmp_path / "runs")
+        for given in ("", stray)
+        for settings in (config, other)
+    }
+    assert sorted(place.parts[0].split("_")[0] for place in places) == 2 * ["checkpoint"] + 2 * ["untrained"]
+    assert {place.parts[1:] for place in places} == {("evaluation", "test")}
+    assert new_run_dir(config, tmp_path / "runs").name not in {place.parts[0] for place in places}
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):
@@ -156,7 +185,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def test_list_of_runs(tmp_path):
     with pytest.raises(RunError, match="no folder"):
         list_runs(tmp_path / "none")
-    config = load_config("quickstart", {"train.epochs": 10})
+    config = load_config("quickstart", {"train.epochs": 10, "data.test_split": "held-out"})
     for name in ("b", "a", "damaged"):
         (tmp_path / name).mkdir()
         save_config(config, tmp_path / name / "config.yaml")
@@ -165,9 +194,9 @@ def test_list_of_runs(tmp_path):
     checkpoint = tmp_path / "b" / "checkpoints" / "last"
     checkpoint.mkdir(parents=True)
     (checkpoint / "stamp.json").write_text(json.dumps({"step": 40, "total_steps": 200, "epoch": 2}))
-    (tmp_path / "b" / "evaluation" / "test").mkdir(parents=True)
+    (tmp_path / "b" / "evaluation" / "held-out").mkdir(parents=True)
     metrics = {"t2v": {"R@1": 12.5}, "v2t": {"R@1": 10.0}}
-    (tmp_path / "b" / "evaluation" / "test" / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "b" / "evaluation" / "held-out" / "metrics.json").write_text(json.dumps(metrics))
     first, second, third = list_runs(tmp_path)
     assert (first.name, first.preset, first.state, first.metrics) == ("a", "quickstart", "no checkpoint", {})
     assert second.state == "epoch 2 of 10, step 40 of 200"

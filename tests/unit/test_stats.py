@@ -111,8 +111,8 @@ def test_a_thousand_draws_of_a_thousand_queries_take_well_under_a_second():
         ([1, 2, 3], [0, 1], "must both be"),
         ([[1, 2]], [[0, 1]], "must both be"),
         ([1.0, np.nan], [0, 1], "value 1 is nan"),
-        ([1.0, 2.0], [4, 4], "at least two videos"),
-        ([], [], "at least two videos"),
+        ([1.0, 2.0], [4, 4], "at least two"),
+        ([], [], "at least two"),
     ],
 )
 @pytest.mark.parametrize("function", [recall_intervals, cluster_mean_interval])
@@ -121,7 +121,6 @@ def test_what_does_not_fit_is_refused(function, values, clusters, message):
         function(values, clusters)
 
 
-@pytest.mark.parametrize("wrong", [{"draws": 0}, {"level": 1.0}, {"level": 95}])
-def test_impossible_settings_are_refused(wrong):
+def test_no_draws_are_refused():
     with pytest.raises(MetricError, match="draws"):
-        recall_intervals([1, 2], [0, 1], **wrong)
+        recall_intervals([1, 2], [0, 1], draws=0)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from xclip_lab import create_model, evaluate, study
+from xclip_lab.attention import tap_names
 from xclip_lab.checkpoint import save_model
-from xclip_lab.errors import DatasetError, VideoError
+from xclip_lab.errors import ConfigError, DatasetError, VideoError
 from xclip_lab.runs import prepare_data
+from xclip_lab.tokens import TokenSet
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def test_levels_share_out_all_captions(config, clips, model):
     assert control.stamp["frame_order"] == 2
     assert not np.array_equal(control.similarity, result.similarity)
     table = study.level_table(result, control, truth)
+    np.testing.assert_array_equal(table.loc["all", ["low", "high"]], result.intervals["t2v"]["R@1"])
     assert list(table.index) == ["all", "1 objects", "2 motion", "3 order"]
     assert table["captions"].iloc[1:].sum() == table["captions"]["all"] == len(clips)
     weighted = (table["R@1"] * table["captions"]).iloc[1:].sum() / len(clips)
@@ -66,9 +69,59 @@ def test_uniform_stages_change_the_logit(config, clips, model):
     assert not np.isclose(table["logit"]["video_word_softmax"], table["logit"]["as it is"])
 
 
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_a_uniform_softmax_is_uniform_over_what_takes_part(config, mask_padding):
+    head = dataclasses.replace(config.head, mask_padding=mask_padding)
+    model = study.new_model(dataclasses.replace(config, head=head)).eval()
+    words, frames = int(config.max_words), int(config.max_frames)
+    text, video = (
+        TokenSet(torch.randn(2, 16), torch.randn(2, length, 16), torch.arange(length) < torch.tensor(real))
+        for length, real in ((words, [[3], [5]]), (frames, [[2], [4]]))
+    )
+    kept = {}
+    for name in study.softmax_taps(model):
+        over_words = "over words" in tap_names(model)[name]
+        with study.uniform(model, name):
+            hook = model.get_submodule(name).register_forward_hook(
+                lambda tap, inputs, output, name=name: kept.update({name: (inputs[0], output)})
+            )
+            model.similarity(text, video)
+            hook.remove()
+        own, flat = kept[name]
+        assert not torch.allclose(own, flat)
+        torch.testing.assert_close(flat.sum(-1), torch.ones_like(flat[..., 0]))
+        mask = text.mask[:, None] if over_words else video.mask[None]
+        while mask.ndim < flat.ndim:
+            mask = mask.unsqueeze(2)
+        real = mask.expand_as(flat) if mask_padding else torch.ones_like(flat, dtype=torch.bool)
+        assert ((flat > 0) == real).all()
+        assert len(flat[1, 1][real[1, 1]].unique()) == 1
+    assert len(kept) == 6
+    with (
+        pytest.raises(ConfigError, match="no tap 'head.frame_softmx'"),
+        study.uniform(model, "head.frame_softmx"),
+    ):
+        pass
+
+
+def test_uniform_stages_encode_once(config, clips, model, monkeypatch):
+    rows = []
+    encode_video = model.encode_video
+    monkeypatch.setattr(
+        model, "encode_video", lambda video, mask: rows.append(len(video)) or encode_video(video, mask)
+    )
+    clip = study.read_clip(clips, 3)
+    table = study.uniform_stages(model, clip, clips.dataset, config, clips.store)
+    assert sum(rows) == len(clips)
+    monkeypatch.undo()
+    result = evaluate(model, clips.dataset, config, store=clips.store, progress=False)
+    assert table["logit"]["as it is"] == pytest.approx(result.similarity[3, 3])
+    assert table["R@1"]["as it is"] == result.metrics["t2v"]["R@1"]
+
+
 def test_best_leads_and_worst_is_behind(config, clips, model):
     result = evaluate(model, clips.dataset, config, store=clips.store, progress=False)
-    best, worst = study.best_and_worst(result, count=1)
+    best, worst = study.best_and_worst(result)
     ranks = result.ranks["t2v"]
     assert ranks[best] <= ranks[worst]
     found = study.retrieved(clips, result, worst, count=2)
@@ -112,14 +165,18 @@ def test_own_videos_have_no_truth(config, capsys):
 def test_a_checkpoint_brings_its_own_sizes(config, model, tmp_path):
     save_model(model, tmp_path)
     other = study.configure("quickstart", {"max_frames": 5, "head.temperature": 0.5})
-    loaded, resolved = study.open_model(tmp_path, other)
+    loaded, resolved, origin = study.open_model(tmp_path, other)
     assert resolved.model == loaded.config == model.config
     assert resolved.data == other.data
-    assert study.selection_split(tmp_path) is None
+    assert origin == {"checkpoint": str(tmp_path / "model.safetensors"), "selection_split": None}
 
 
 def test_without_a_checkpoint_it_says_so(config, capsys):
-    first, _ = study.open_model("", config)
-    again, _ = study.open_model("", config)
+    first, _, origin = study.open_model("", config)
+    again, _, _ = study.open_model(None, config)
+    assert origin == {
+        "checkpoint": "none: an untrained model (towers: random weights)",
+        "selection_split": None,
+    }
     assert "untrained" in capsys.readouterr().out
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.unit.training import (
     BATCH,
+    PAIRS,
     STEPS,
     NoisyModel,
     after_step,
@@ -30,8 +31,8 @@ from tests.unit.training import (
     tiny_dataset,
     train_tiny,
 )
-from xclip_lab import load_config, load_model, train
-from xclip_lab.batching import ClipDataset, epoch_order, make_loader
+from xclip_lab import batching, load_config, load_model, train
+from xclip_lab.batching import ClipDataset, FrameStore, epoch_order, make_loader
 from xclip_lab.config import to_dict
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.errors import TrainingError
@@ -190,6 +191,23 @@ def test_videos_from_files_and_validation(tmp_path, filmed):
     assert result.history[-1]["val/t2v/R@1"] == recall
 
 
+def test_preloading_decodes_each_video_once(tmp_path, filmed, monkeypatch):
+    reads = []
+    real = batching.video.read_frames_and_decoder
+
+    def counted(path, *args, **kwargs):
+        reads.append(path.name)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(batching.video, "read_frames_and_decoder", counted)
+    overrides = {"data.preload": True, "train.epochs": 3, "evaluation.bootstrap": 0}
+    config = tiny_config(overrides)
+    val = dataclasses.replace(filmed, samples=filmed.samples[:3])
+    result = fit(NoisyModel(config.model), config, filmed, tmp_path, val=val, progress=False)
+    assert sum("val/t2v/R@1" in row for row in result.history) == 3
+    assert sorted(reads) == sorted([s.path.name for s in filmed.samples + val.samples])
+
+
 def scripted(values):
     """Stands for `evaluate` where a test must decide what validation finds."""
     remaining = iter(values)
@@ -265,7 +283,6 @@ def test_gradient_that_is_not_finite_names_the_parameter(tmp_path):
             "22 training pairs do not fill one batch of 64; set train.batch_size to at most 22",
         ),
         ({"train.batch_size": 60, "train.accumulate": 4}, "at most 20"),
-        ({"train.accumulate": 3}, "a batch of 3 or 6 is"),
         ({"train.device": "warp"}, "train.device: 'warp' cannot be used here"),
     ],
 )
@@ -274,9 +291,71 @@ def test_refused_settings(tmp_path, overrides, message):
         train_tiny(tmp_path, overrides)
 
 
-def test_unknown_selection_metric(tmp_path):
-    with pytest.raises(TrainingError, match=r"no metric 't2v/R@2'; did you mean 't2v/R@"):
-        train_tiny(tmp_path, {"train.select": "t2v/R@2"}, val=tiny_dataset(4, "val"))
+def test_a_finished_run_whose_record_is_gone(tmp_path):
+    train_tiny(tmp_path, {"train.max_steps": 1})
+    (tmp_path / "history.jsonl").unlink()
+    with pytest.raises(TrainingError, match=r"finished, but its history\.jsonl is gone; bring it back"):
+        train_tiny(tmp_path, {"train.max_steps": 1})
+
+
+def with_broken(dataset, *broken):
+    store = frames_of(dataset)
+    left = {name: clip for name, clip in store.clips.items() if name not in broken}
+    return FrameStore(left, {name: f"{name}: damaged" for name in broken})
+
+
+def go_on_error_skip(run_dir, broken_places, overrides=None, stop_after=None):
+    """Train with the videos at some places of the first epoch's order broken."""
+    torch.set_num_threads(1)
+    config, dataset = tiny_config({"data.on_error": "skip", **(overrides or {})}), tiny_dataset()
+    order = epoch_order(len(dataset), config.seed, epoch=0)
+    broken = [dataset.samples[order[place]].video_id for place in broken_places]
+    torch.manual_seed(config.seed)
+    model = NoisyModel(config.model)
+    store = with_broken(dataset, *broken)
+    if stop_after is not None:
+        with after_step(stop_after, disk_full), pytest.raises(TrainingError):
+            fit(model, config, dataset, run_dir, store=store, progress=False)
+        return None
+    return fit(model, config, dataset, run_dir, store=store, progress=False)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_broken_videos_move_no_other_pair(tmp_path, accumulate):
+    """Step 2 of the first epoch loses all its pairs, step 3 one and step 4 a whole half."""
+    overrides = {"train.accumulate": accumulate}
+    broken = [4, 5, 6, 7, 9, 12, 13]
+    result = go_on_error_skip(tmp_path / "whole", broken, overrides)
+    assert result.steps == STEPS
+    assert [row["pairs"] for row in result.history[:5]] == [4, 0, 3, 2, 4]
+    assert "loss" not in result.history[1]
+    assert len(result.broken) == len(broken)
+    for stop in (2, 3, 4):
+        go_on_error_skip(tmp_path / f"{stop}", broken, overrides, stop_after=stop)
+        go_on_error_skip(tmp_path / f"{stop}", broken, overrides)
+        assert_same(outcome(tmp_path / f"{stop}"), outcome(tmp_path / "whole"))
+
+
+def test_pairs_of_unequal_parts_have_equal_weight(tmp_path):
+    config, dataset = tiny_config({"train.accumulate": 2, "data.on_error": "skip"}), tiny_dataset()
+    first = epoch_order(len(dataset), config.seed, epoch=0)[:BATCH]
+    store, model = with_broken(dataset, dataset.samples[first[0]].video_id), NoisyModel(config.model)
+    model.dropout.p = 0.0
+    clips = ClipDataset(dataset, config, store=store)
+    one, two = (model.loss(part)["loss"].item() for part in make_loader(clips, first, BATCH // 2))
+    trainer = train.Trainer(model, config, dataset, tmp_path, None)
+    row = train_one_step(trainer, clips)
+    assert row["loss"] == pytest.approx((one + 2 * two) / 3, rel=1e-5)
+
+
+def train_one_step(trainer, clips):
+    trainer._paced_pairs = 0
+    return trainer._train_step(next(trainer._epoch_batches(clips)))
+
+
+def test_nothing_that_can_be_read(tmp_path):
+    with pytest.raises(TrainingError, match=r"none of the training pairs up to step 5 can be read.*damaged"):
+        go_on_error_skip(tmp_path, range(PAIRS))
 
 
 def hold_lock(run_dir, ready, release):

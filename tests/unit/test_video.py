@@ -1,11 +1,14 @@
 """Real files in, the right frames at the right times out."""
 
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
 
-from tests.shared import needs_shared, shared
-from tests.videos import number_of, picture, turn, write_video
+from tests.shared import ROOT, needs_shared, shared
+from tests.videos import damage, number_of, picture, turn, write_video
 from xclip_lab import video
 from xclip_lab.errors import VideoError
 
@@ -16,7 +19,8 @@ def numbers(frames):
 
 def each_decoder(info, indices):
     wanted = np.asarray(indices)
-    return {"decord": video._decode_decord(info, wanted), "PyAV": video._decode_pyav(info, wanted)}
+    by_decord = {"decord": video._decode_decord(info, wanted)} if video.decord else {}
+    return by_decord | {"PyAV": video._decode_pyav(info, wanted)}
 
 
 def test_h264_with_b_frames(tmp_path):
@@ -32,11 +36,47 @@ def test_h264_with_b_frames(tmp_path):
     np.testing.assert_allclose(timestamps, np.arange(40) / 25, atol=1e-6)
 
 
+@pytest.mark.skipif(video.decord is None, reason="decord is not installed")
 def test_both_decoders_give_the_same_pixels(tmp_path):
     info = video.probe(write_video(tmp_path / "a.mp4", 60, options={"g": "12", "bf": "2"}))
     got = each_decoder(info, [50, 3, 3, 17])
     assert numbers(got["decord"]) == [50, 3, 3, 17]
     np.testing.assert_array_equal(got["decord"], got["PyAV"])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "decoder"), [("a.mp4", "libx264", "decord"), ("a.gif", "gif", "pyav")]
+)
+def test_the_decoder_is_told(tmp_path, monkeypatch, name, codec, decoder):
+    path = write_video(tmp_path / name, 5, codec=codec)
+    if video.decord is not None:
+        assert video.read_frames_and_decoder(path)[1] == decoder
+    monkeypatch.setattr(video, "decord", None)
+    assert video.read_frames_and_decoder(path)[1] == "pyav"
+
+
+def test_without_decord_pyav_reads_everything(tmp_path):
+    """In a process in which decord cannot be imported, as on a platform that it is not built for."""
+    whole = write_video(tmp_path / "a.mp4", 40, options={"g": "12", "bf": "2"})
+    broken = damage(write_video(tmp_path / "b.mp4", 120, options={"g": "20"}), 0.42, 0.46)
+    script = """
+import sys
+sys.modules["decord"] = None
+from tests.videos import number_of
+from xclip_lab import video
+from xclip_lab.errors import VideoError
+read, decoder = video.read_frames_and_decoder(sys.argv[1], [31, 7])
+print(decoder, [number_of(frame) for frame in read.frames])
+try:
+    video.read_frames(sys.argv[2])
+except VideoError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(whole), str(broken)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    first, second = done.stdout.splitlines()
+    assert first == "pyav [31, 7]"
+    assert second.startswith(f"{broken}: decord: not installed; PyAV: ")
 
 
 @pytest.mark.parametrize("group", ["open-gop=0", "open-gop=1"])
@@ -130,7 +170,6 @@ def test_start_and_end(tmp_path):
 def test_uniform_sampler_gives_fewer_of_a_short_video(tmp_path):
     info = video.probe(write_video(tmp_path / "a.mp4", 5))
     assert video.frame_indices(info, "uniform", 8) == [0, 1, 2, 3, 4]
-    assert video.frame_indices(info, "uniform", 8, frame_order=1) == [4, 3, 2, 1, 0]
 
 
 def test_the_second_video_stream_is_not_mixed_in(tmp_path):

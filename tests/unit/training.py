@@ -48,7 +48,7 @@ def tiny_config(overrides: dict | None = None) -> RunConfig:
     settings = {f"towers.architecture.{name}": size for name, size in sizes.items()}
     settings |= {"temporal.layers": 1, "max_words": 8, "max_frames": 2, "data.preload": False}
     settings |= {"train.batch_size": BATCH, "train.epochs": 2, "train.checkpoint_every": 3}
-    settings |= {"train.log_every": 1, "train.device": "cpu", "data.workers": 0}
+    settings |= {"optim.lr": 1e-3, "train.log_every": 1, "train.device": "cpu", "data.workers": 0}
     return load_config("quickstart", settings | (overrides or {}))
 
 

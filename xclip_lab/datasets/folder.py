@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from xclip_lab.datasets.base import DATASETS, Sample, VideoTextDataset
@@ -106,26 +108,14 @@ def _from_json(path: Path) -> list[Sample]:
 
 
 def _from_csv(path: Path, split: str) -> list[Sample]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
-    columns = [name.strip().lower() for name in reader.fieldnames or []]
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing:
-        raise DatasetError(
-            f"{path}: no column {' and no column '.join(map(repr, missing))} in its first line; found "
-            f"{', '.join(map(repr, columns)) or 'nothing'}, expected video,caption[,start,end,split]"
-        )
-    reader.fieldnames = columns
     samples = []
-    for row in reader:
-        where = f"{path}, line {reader.line_num}"
-        if None in row or None in row.values():
-            raise DatasetError(f"{where}: not {len(columns)} columns; put a caption with a comma in quotes")
+    for where, row in _rows(path):
         name, caption = row["video"].strip(), row["caption"].strip()
         if not name or not caption:
             raise DatasetError(f"{where}: the {'video' if not name else 'caption'} is empty")
-        if "split" in columns and row["split"].strip() not in _SPLITS:
+        if "split" in row and row["split"].strip() not in _SPLITS:
             raise DatasetError(f"{where}: split {row['split']!r} is not one of {', '.join(_SPLITS)}")
-        if "split" in columns and row["split"].strip() != split:
+        if "split" in row and row["split"].strip() != split:
             continue
         start, end = (_seconds(row.get(key, ""), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
@@ -133,6 +123,48 @@ def _from_csv(path: Path, split: str) -> list[Sample]:
         video_id = name if start is None and end is None else f"{name}[{_clock(start)}-{_clock(end)}]"
         samples.append(Sample(video_id, caption, start, end, path.parent / name))
     return samples
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file by column, each with the place that an error message names."""
+    # Not `str.splitlines`, which also breaks lines at characters that captions may hold, such as U+2028.
+    # `strict`: a quote that is never closed would take all rows after it for one caption.
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    columns: list[str] = []
+    try:
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not columns:
+                columns = _columns(path, cells)
+            elif cells and len(cells) != len(columns):
+                raise DatasetError(
+                    f"{where}: {len(cells)} columns, not {len(columns)}; put a caption with a comma in quotes"
+                )
+            elif cells:
+                yield where, dict(zip(columns, cells, strict=True))
+    except csv.Error as error:
+        raise DatasetError(
+            f"{path}, line {reader.line_num}: not valid CSV ({error}); a quoted caption ends with a quote "
+            "before the comma, and a quote inside it is doubled"
+        ) from error
+    if not columns:
+        _columns(path, [])
+
+
+def _columns(path: Path, cells: list[str]) -> list[str]:
+    columns = [name.strip().lower() for name in cells]
+    missing = [name for name in _REQUIRED if name not in columns]
+    if missing:
+        other = next((mark for mark in (";", "\t") if len(cells) == 1 and mark in cells[0]), None)
+        hint = f"; its columns are separated by {other!r}, save it with commas" if other else ""
+        raise DatasetError(
+            f"{path}: no column {' and no column '.join(map(repr, missing))} in its first line; found "
+            f"{', '.join(map(repr, columns)) or 'nothing'}, expected video,caption[,start,end,split]{hint}"
+        )
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice:
+        raise DatasetError(f"{path}: two columns {twice!r} in its first line; rename or remove one")
+    return columns
 
 
 def _seconds(text: str, key: str, where: str) -> float | None:
@@ -161,7 +193,7 @@ def _check_files(root: Path, samples: list[Sample]) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+    return [line.strip() for line in _text(path).split("\n") if line.strip()]
 
 
 def _text(path: Path) -> str:

@@ -62,6 +62,10 @@ class Head(nn.Module):
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         raise NotImplementedError
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the head's own parameters that shall not decay, beside biases, norms and embeddings."""
+        return set()
+
     def video_token_set(self, frames: Tensor, aggregated: Tensor, mask: Tensor) -> TokenSet:
         """All that one video can have computed without a text.
 

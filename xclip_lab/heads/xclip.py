@@ -86,6 +86,10 @@ class XClipHead(Head):
         self.video_to_word = Tap("[T, V]")
         self.scores = nn.ModuleDict({name: Tap("[T, V]") for name in CONTRASTS})
 
+    def no_weight_decay(self) -> set[str]:
+        """The matrices over similarities: they start as identity, and decay would pull the scores to 0."""
+        return {name for name, _ in self.named_parameters(recurse=False)}
+
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         """Logits before CLIP's scale: the mean of the contrasts that are on (X-CLIP eq. 17).
 
@@ -175,6 +179,10 @@ class TransformerFusion(nn.Module):
             width, nhead=4, dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
         )
         self.to_score = nn.Linear(width, 1)
+
+    def no_weight_decay(self) -> set[str]:
+        """The positions, as everywhere."""
+        return {"positions"}
 
     def forward(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """`scores [T, V, N, features]`, `mask` broadcastable to `[T, V, N]` or None -> `[T, V]`."""
