@@ -7,12 +7,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xclip_lab.attention import run_with_cache as run_with_cache
     from xclip_lab.batching import Batch as Batch
     from xclip_lab.checkpoint import load_model as load_model
     from xclip_lab.checkpoint import load_official as load_official
     from xclip_lab.checkpoint import save_official as save_official
     from xclip_lab.config import RunConfig as RunConfig
     from xclip_lab.config import load_config as load_config
+    from xclip_lab.datasets import Sample as Sample
+    from xclip_lab.datasets import VideoTextDataset as VideoTextDataset
     from xclip_lab.datasets import load_dataset as load_dataset
     from xclip_lab.evaluation import Result as Result
     from xclip_lab.evaluation import evaluate as evaluate
@@ -28,7 +31,9 @@ _HOME = {
     "Result": "evaluation",
     "RetrievalModel": "model",
     "RunConfig": "config",
+    "Sample": "datasets",
     "TokenSet": "tokens",
+    "VideoTextDataset": "datasets",
     "create_model": "model",
     "evaluate": "evaluation",
     "fit": "train",
@@ -36,6 +41,7 @@ _HOME = {
     "load_dataset": "datasets",
     "load_model": "checkpoint",
     "load_official": "checkpoint",
+    "run_with_cache": "attention",
     "save_official": "checkpoint",
 }
 __all__ = sorted(_HOME)

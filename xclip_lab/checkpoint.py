@@ -13,9 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xclip_lab.config import ModelConfig, TowerSizes, model_config_from_dict, to_dict
+from xclip_lab.config import (
+    ModelConfig,
+    RunConfig,
+    TowerSizes,
+    load_config,
+    model_config_from_dict,
+    to_dict,
+)
 from xclip_lab.errors import CheckpointError, ConfigError
-from xclip_lab.model import RetrievalModel, official_name
+from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.pretrained import load_strictly, read_state_dict
 from xclip_lab.registry import Registry
 
@@ -38,6 +45,7 @@ def load_model(path: str | Path) -> RetrievalModel:
 
     Raises:
         CheckpointError: nothing there, a damaged file, or weights that do not fit the config inside.
+        ConfigError: the run's `config.yaml` is damaged.
     """
     file = find_model_file(path)
     try:
@@ -54,7 +62,31 @@ def load_model(path: str | Path) -> RetrievalModel:
         raise CheckpointError(f"{file} holds a config that this version does not know: {error}") from error
     model = RetrievalModel(config, load_pretrained=False)
     load_strictly(model, state, str(file))
+    model.origin = Origin(str(file), _selection_split(file), _run_config(file))
     return model.eval()
+
+
+def _selection_split(file: Path) -> str | None:
+    """The split that chose a checkpoint of a run, as the stamp beside it says."""
+    stamp = file.with_name("stamp.json")
+    try:
+        return json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{stamp} is damaged; without it nobody knows which split chose {file}"
+        ) from error
+
+
+def _run_config(file: Path) -> RunConfig | None:
+    """The config of the run that a checkpoint lies in, None for a file that lies elsewhere."""
+    folder = run_folder_of(file)
+    return None if folder is None else load_config(folder / "config.yaml")
+
+
+def run_folder_of(file: Path) -> Path | None:
+    """`<run>` of `<run>/checkpoints/best/model.safetensors`, None for a file that lies elsewhere."""
+    folders = file.absolute().parents[:3]  # `resolve` would follow the link `best`
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -84,7 +116,8 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
             or mis-sized keys, listed.
     """
     name = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
+    state = read_state_dict(source) if not isinstance(source, Mapping) else dict(source)
+    state = {key.removeprefix("module."): torch.as_tensor(value) for key, value in state.items()}
     lengths = {key: options.pop(key) for key in ("max_words", "max_frames") if key in options}
     try:
         config = FAMILIES[family](state, options)
@@ -95,6 +128,7 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
         config = model_config_from_dict(to_dict(config) | lengths)
         migrated = migrate_lengths(official_state_dict(model), config.max_words, config.max_frames)
         model = _model_of(config, migrated, name)
+    model.origin = Origin(f"{name} (official {family})")
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from xclip_lab.ranges import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seed,
     UnitIntervalBelowOne,
 )
 from xclip_lab.registry import did_you_mean
@@ -107,7 +108,7 @@ class GenerateConfig:
         1.0,
         0.0,
     )
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class RunConfig:
     """Everything of a run, resolved. `max_words` and `max_frames` as in the papers."""
 
     preset: str
-    seed: NonNegativeInt
+    seed: Seed
     max_words: PositiveInt
     max_frames: PositiveInt
     towers: TowersConfig
@@ -226,7 +227,7 @@ _SECTIONS = {
     "evaluation": EvaluationConfig,
 }
 _SCALARS: dict[str, tuple[Any, Any]] = {
-    "seed": (NonNegativeInt, 0),
+    "seed": (Seed, 0),
     "max_words": (PositiveInt, 32),
     "max_frames": (PositiveInt, 12),
 }

@@ -34,6 +34,7 @@ from xclip_lab.stats import recall_intervals
 from xclip_lab.text import tokenize
 from xclip_lab.tokens import TokenSet
 
+FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
 SIDES = {"t2v": "text-to-video", "v2t": "video-to-text"}
 
 
@@ -237,10 +238,7 @@ def evaluate(
         else None,
         "missing_videos": encoded.missing,
         "decoders": encoded.decoders,
-        "sampler": config.data.sampler,
-        "feature_framerate": config.data.feature_framerate,
-        "slice_framepos": config.data.slice_framepos,
-        "frame_order": config.data.frame_order,
+        **{name: getattr(config.data, name) for name in FRAME_SETTINGS},
         "max_frames": config.max_frames,
         "max_words": config.max_words,
         "seed": config.seed,
@@ -301,13 +299,27 @@ def encode(
     # What cannot be read is counted here, and held against `evaluation.allow_missing`.
     config = replace(config.with_model(model.config), data=replace(config.data, on_error="skip"))
     clips = ClipDataset(dataset, config, unique_videos=True, store=store, image_size=model.image_size)
+    batch_size, allowed = config.evaluation.batch_size, config.evaluation.allow_missing
+    if not len(dataset):
+        raise DatasetError(f"{dataset.name} / {dataset.split}: no captions to evaluate")
+    if store is None:
+        absent = [s for s in clips.samples if s.path is None or not s.path.exists()]
+        if len(absent) > allowed:
+            raise _too_many_missing(dataset, {s.video_id: f"{s.path}: no such file" for s in absent}, allowed)
+    loader = make_loader(clips, order=None, batch_size=batch_size)
+    device, parts = _device(model), []
     with evaluating(model):
-        video, missing, decoders = _encode_gallery(model, clips, progress)
+        for batch in tqdm(loader, "encode videos", unit="batch", disable=not progress, leave=False):
+            if len(loader.broken) <= allowed:  # beyond that, only to name every file that is to be mended
+                batch = batch.to(device)
+                parts.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
+        if len(loader.broken) > allowed or not parts:
+            raise _too_many_missing(dataset, loader.broken, allowed)
+        missing = [video for video in dataset.videos if video in loader.broken]
         rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
         kept = _only(dataset, rows)
-        captions = [sample.caption for sample in kept.samples]
-        text = encode_texts(model, captions, config.evaluation.batch_size, progress)
-    return Encoded(text, video, kept, rows, missing, decoders)
+        text = encode_texts(model, [sample.caption for sample in kept.samples], batch_size, progress)
+    return Encoded(text, TokenSet.cat(parts), kept, rows, missing, loader.decoders)
 
 
 @torch.no_grad()
@@ -321,29 +333,6 @@ def encode_texts(
         ids, mask = tokenize(captions[start : start + batch_size], model.config.max_words)
         parts.append(model.encode_text(ids.to(_device(model)), mask.to(_device(model))).to("cpu"))
     return TokenSet.cat(parts)
-
-
-def _encode_gallery(
-    model: RetrievalModel, clips: ClipDataset, progress: bool
-) -> tuple[TokenSet, list[str], dict[str, int]]:
-    """Features of the videos that can be read, in their order, the ids of those that cannot, the decoders."""
-    dataset, allowed = clips.dataset, clips.config.evaluation.allow_missing
-    if not len(dataset):
-        raise DatasetError(f"{dataset.name} / {dataset.split}: no captions to evaluate")
-    if clips.store is None:
-        absent = [s for s in clips.samples if s.path is None or not s.path.exists()]
-        if len(absent) > allowed:
-            raise _too_many_missing(dataset, {s.video_id: f"{s.path}: no such file" for s in absent}, allowed)
-    loader = make_loader(clips, order=None, batch_size=clips.config.evaluation.batch_size)
-    device, parts = _device(model), []
-    for batch in tqdm(loader, "encode videos", unit="batch", disable=not progress, leave=False):
-        if len(loader.broken) <= allowed:  # beyond that, only to name every file that is to be mended
-            batch = batch.to(device)
-            parts.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
-    if len(loader.broken) > allowed or not parts:
-        raise _too_many_missing(dataset, loader.broken, allowed)
-    missing = [video for video in dataset.videos if video in loader.broken]
-    return TokenSet.cat(parts), missing, loader.decoders
 
 
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:

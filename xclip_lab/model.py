@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,33 @@ from xclip_lab.temporal import AGG_MODULES
 from xclip_lab.tokens import TokenSet
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from; `evaluate` stamps it.
+
+    Attributes:
+        checkpoint: the file, or what is to be said of weights without one. selection_split: the split that
+            chose the checkpoint, None where none did. run: the config it was trained with, if known: frames
+            are sampled the same way unless told otherwise.
+    """
+
+    checkpoint: str
+    selection_split: str | None = None
+    run: RunConfig | None = None
+
+
 class RetrievalModel(nn.Module):
     """Finds videos by text. Build it with `create_model`, `load_model` or `load_official`.
 
     Attributes:
         config: what it was built from. clip: the towers. temporal: `agg_module`. head: the similarity.
+        origin: where its weights came from.
     """
 
     def __init__(self, config: ModelConfig, load_pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.origin = Origin(f"none: untrained (towers: {config.towers.pretrained or 'random weights'})")
         self.clip = build_towers(config.towers, load_pretrained)
         sizes = self.clip.sizes
         agg_module = AGG_MODULES[config.temporal.agg_module]
@@ -52,7 +70,12 @@ class RetrievalModel(nn.Module):
 
         Args:
             token_ids: int64 `[B, W]`. mask: `[B, W]`, 1 = real.
+
+        Raises:
+            ValueError: a mask of another shape.
         """
+        if mask.shape != token_ids.shape:
+            raise ValueError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
         sentence, words = self.clip.words(token_ids)
         return TokenSet(sentence, words, mask)
 
@@ -77,7 +100,15 @@ class RetrievalModel(nn.Module):
         return logits * self.logit_scale.exp() if self.head.scaled_similarity else logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss` and its named parts: symmetric cross entropy over the batch, and the head's own losses."""
+        """`loss` and its named parts: symmetric cross entropy over the batch, and the head's own losses.
+
+        Raises:
+            ValueError: another number of captions than of videos, or shapes that do not fit.
+        """
+        if len(batch.token_ids) != len(batch.video):
+            raise ValueError(
+                f"a loss needs pairs: {len(batch.token_ids)} captions with {len(batch.video)} videos"
+            )
         text = self.encode_text(batch.token_ids, batch.text_mask)
         video = self.encode_video(batch.video, batch.video_mask)
         output = self._head_output(text, video)
@@ -106,6 +137,8 @@ class RetrievalModel(nn.Module):
             raise ValueError(
                 f"video must be [B, F, 3, {self.image_size}, {self.image_size}], got {list(video.shape)}"
             )
+        if mask.shape != video.shape[:2]:
+            raise ValueError(f"video is {list(video.shape)} but its mask is {list(mask.shape)}")
         empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"no valid frame in video(s) {empty} of the batch; leave them out")

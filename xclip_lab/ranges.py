@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     NonNegativeFloat = float
     ClosedUnitInterval = float
     UnitIntervalBelowOne = float
+    Seed = int
 else:
     from jsonargparse.typing import (
         ClosedUnitInterval,
@@ -20,6 +21,7 @@ else:
         restricted_number_type,
     )
 
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
     UnitIntervalBelowOne = restricted_number_type("UnitIntervalBelowOne", float, [(">=", 0), ("<", 1)])
 
 __all__ = [
@@ -28,5 +30,6 @@ __all__ = [
     "NonNegativeInt",
     "PositiveFloat",
     "PositiveInt",
+    "Seed",
     "UnitIntervalBelowOne",
 ]

@@ -106,10 +106,10 @@ def open_clips(dataset: VideoTextDataset, config: RunConfig) -> ClipDataset:
 
     What cannot be read is left to `evaluate`, which counts it.
     """
-    clips = ClipDataset(dataset, config)
+    data = dataclasses.replace(config.data, on_error="skip")
+    clips = ClipDataset(dataset, dataclasses.replace(config, data=data))
     if config.data.preload:
-        skipping = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="skip"))
-        clips.store = preload(ClipDataset(dataset, skipping))
+        clips.store = preload(clips)
     return clips
 
 
@@ -196,9 +196,8 @@ def level_table(result: Result, control: Result, truth: Mapping[str, ClipTruth])
         control: another evaluation of the same captions, such as `shuffled_frames`.
 
     Returns:
-        A row for `all` and for each level: `captions`; `R@1`, `R@5`, `R@10`, `MdR`; `low`, `high`, the 95%
-        interval of R@1 (NaN where the result has none); `control`, `control_low`, `control_high`: the
-        control's R@1.
+        A row for `all` and for each level: `captions`; `R@1` with its 95% interval `low`, `high` (NaN where
+        the result has none); `control`, `control_low`, `control_high`: the control's R@1.
     """
     groups = {"all": np.ones(len(result.captions), dtype=bool)}
     if truth:
@@ -210,20 +209,14 @@ def level_table(result: Result, control: Result, truth: Mapping[str, ClipTruth])
 
 
 def _level_row(result: Result, control: Result, chosen: np.ndarray) -> dict[str, float]:
-    unknown = (float("nan"), float("nan"))
-    metrics, intervals = result.subset(chosen)
-    control_metrics, control_intervals = control.subset(chosen)
-    low, high = intervals.get("R@1", unknown)
-    control_low, control_high = control_intervals.get("R@1", unknown)
-    return {
-        "captions": int(chosen.sum()),
-        **{name: metrics[name] for name in ("R@1", "R@5", "R@10", "MdR")},
-        "low": low,
-        "high": high,
-        "control": control_metrics["R@1"],
-        "control_low": control_low,
-        "control_high": control_high,
-    }
+    row: dict[str, float] = {"captions": int(chosen.sum())}
+    for names, found in (
+        (("R@1", "low", "high"), result),
+        (("control", "control_low", "control_high"), control),
+    ):
+        metrics, intervals = found.subset(chosen)
+        row |= zip(names, (metrics["R@1"], *intervals.get("R@1", (np.nan, np.nan))), strict=True)
+    return row
 
 
 def level_lines(table: pd.DataFrame) -> str:

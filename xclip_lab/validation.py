@@ -75,6 +75,7 @@ def _expected(hint: Any, value: Any) -> str:
         "PositiveFloat": "a number above 0",
         "NonNegativeFloat": "a number, 0 or more",
         "ClosedUnitInterval": "a number from 0 to 1",
+        "Seed": "a whole number from 0 to 4294967295",
         "UnitIntervalBelowOne": "a number from 0 to below 1",
         "int": "a whole number",
         "float": "a number",

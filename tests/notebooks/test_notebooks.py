@@ -20,10 +20,10 @@ NAMES = ["00_quickstart", "20_train", "30_evaluate", "50_attention"]
 PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
 
 
-def run(name: str, run_dir: Path, overrides: dict | None = None, **parameters) -> str:
-    """Execute a notebook with `smoke=True` and return all that it printed."""
-    parameters = {"run_dir": str(run_dir), "smoke": True, "overrides": overrides or {}} | parameters
-    executed = execute_notebook(name, parameters, run_dir, progress=False)
+def run(name: str, folder: Path, overrides: dict | None = None, **parameters) -> str:
+    """Execute a notebook with `smoke=True` into `folder` and return all that it printed."""
+    parameters = {"run_dir": str(folder), "smoke": True, "overrides": overrides or {}} | parameters
+    executed = execute_notebook(name, parameters, folder, progress=False)
     cells = nbformat.read(executed, as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.output_type == "stream")
@@ -154,6 +154,7 @@ def test_results_lie_in_a_folder_of_their_own(quickstart, generated, own_videos,
 
 
 def test_evaluate_one_video(tmp_path):
+    (tmp_path / "own").mkdir()
     write_video(tmp_path / "own" / "a_dog.mp4")
     run("30_evaluate", tmp_path, {"data.dataset": "folder", "data.root": str(tmp_path / "own")})
     check_metrics(tmp_path)

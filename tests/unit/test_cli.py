@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,11 +94,9 @@ def test_help_has_an_example_that_parses(command, capsys):
 
 
 def test_help_is_quick_and_lists_every_command():
-    began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "xclip_lab", "--help"], capture_output=True
     )
-    assert time.perf_counter() - began < 5  # the machine may be busy; what matters is the next line
     assert b"torch" not in done.stderr
     assert all(command.split()[0] in done.stdout.decode() for command in COMMANDS)
 
@@ -211,7 +208,7 @@ def test_a_run_from_clips_to_metrics(clips, run_dir, capsys):
     capsys.readouterr()
     assert main(["runs", str(run_dir.parent)]) == 0
     header, line = capsys.readouterr().out.splitlines()
-    assert line.split() == ["tiny", "quickstart", "epoch", "2", "of", "2,", "step", "6", *line.split()[-4:]]
+    assert line.split() == ["tiny", "quickstart", "finished,", "6", "steps", *line.split()[-4:]]
     assert header.split()[-4:] == ["t2v/R@1", "t2v/R@5", "t2v/MdR", "v2t/R@1"]
     assert line.split()[-4] == f"{result.metrics['t2v']['R@1']:.1f}"
 

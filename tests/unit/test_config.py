@@ -60,6 +60,7 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"max_frames": 100}, r"max_frames: 100 is not allowed \(the text tower has 77 positions\)"),
         ({"towers.architecture.context_length": 16}, r"max_words: 24 is not allowed .*16 positions"),
         ({"towers.architecture.embed_dim": 200}, r"embed_dim: 200 is not allowed .*192, 256"),
+        ({"seed": 2**32}, r"seed: 4294967296 is not allowed \(expected a whole number from 0 to"),
         ({"head.name": ["a"]}, r"head.name: \['a'\] is not allowed"),
         ({"data": []}, r"data: \[\] is not allowed"),
         ({"data": 3}, r"data: 3 is not allowed"),

@@ -98,7 +98,7 @@ def test_a_uniform_softmax_is_uniform_over_what_takes_part(config, mask_padding)
         assert len(flat[1, 1][real[1, 1]].unique()) == 1
     assert len(kept) == 6
     with (
-        pytest.raises(ConfigError, match="no tap 'head.frame_softmx'"),
+        pytest.raises(ConfigError, match=r"no tap 'head\.frame_softmx'"),
         study.uniform(model, "head.frame_softmx"),
     ):
         pass
