@@ -19,7 +19,9 @@ from xclip_lab.synthetic import generate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=2000)
     clips = parser.parse_args().clips
     with tempfile.TemporaryDirectory() as root:

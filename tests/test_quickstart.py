@@ -41,11 +41,12 @@ def test_quickstart_finds_the_clips_and_points_at_the_truth(tmp_path):
     verdicts = {
         name: line
         for line in done.stdout.splitlines()
-        for name in ("trained ", "untrained ", "shuffled truth ")
+        for name in ("trained ", "frames shuffled ", "untrained ", "shuffled truth ")
         if line.startswith(name) and "of the attention inside" in line
     }
-    assert len(verdicts) == 3
+    assert len(verdicts) == 4
     assert verdicts["trained "].endswith(": points at the truth")
+    assert verdicts["frames shuffled "].endswith(": points at the truth")
     assert verdicts["untrained "].endswith(": does not point at the truth")
     assert verdicts["shuffled truth "].endswith(": does not point at the truth")
 

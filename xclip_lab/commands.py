@@ -68,9 +68,9 @@ def evaluate(arguments: Namespace) -> None:
     """Retrieval metrics of a run, a checkpoint or a fresh model."""
     import xclip_lab
     from xclip_lab import study
-    from xclip_lab.checkpoint import find_model_file
+    from xclip_lab.checkpoint import find_model_file, run_folder_of
     from xclip_lab.config import load_config
-    from xclip_lab.runs import result_dir, run_folder
+    from xclip_lab.runs import result_dir
 
     trained = arguments.run_or_checkpoint
     if trained is None and arguments.preset is None:
@@ -78,7 +78,7 @@ def evaluate(arguments: Namespace) -> None:
             "nothing to evaluate: name a run folder or checkpoint, or a fresh model by --preset"
         )
     file = None if trained is None else find_model_file(trained)
-    folder = None if file is None else run_folder(file)
+    folder = None if file is None else run_folder_of(file)
     settings = arguments.preset or (folder and folder / "config.yaml")
     if settings is None:
         raise ConfigError(f"{file} lies in no run folder; give its settings by --preset")
@@ -87,8 +87,8 @@ def evaluate(arguments: Namespace) -> None:
     dataset = study.open_split(config, split)
     if file is not None:
         _refuse_model_keys(arguments.overrides, file)
-    model, config, origin = study.open_model(file, config)
-    result = xclip_lab.evaluate(model, dataset, config, **origin)
+    model, config = study.open_model(file, config)
+    result = xclip_lab.evaluate(model, dataset, config)
     print(result)
     print(f"saved in {result.save(arguments.out or result_dir(file, config, f'evaluation/{split}'))}")
 

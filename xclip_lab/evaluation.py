@@ -198,8 +198,6 @@ def evaluate(
     config: RunConfig | None = None,
     *,
     store: FrameStore | None = None,
-    checkpoint: str | Path | None = None,
-    selection_split: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Retrieval in both directions over one split.
@@ -207,17 +205,16 @@ def evaluate(
     The model stays where it is (device, training mode); `max_words` and `max_frames` are the model's own.
 
     Args:
-        config: its `data` (sampler, frame order, workers), `evaluation` and `seed` are used; None for the
-            defaults. store: frames decoded before (`batching.preload`). checkpoint: where the weights came
-            from, for the stamp. selection_split: the split that chose the checkpoint, for the stamp.
-            progress: show bars.
+        config: its `data` (sampler, frame order, workers), `evaluation` and `seed` are used; None for those
+            of the run that trained the model, or the defaults where it is not known. store: frames decoded
+            before (`batching.preload`). progress: show bars.
 
     Raises:
         DatasetError: no captions, or more videos missing or unreadable than `evaluation.allow_missing`; says
             how many, names the first and gives a reason.
         MetricError: a similarity that is NaN.
     """
-    config = (config or config_from_dict({})).with_model(model.config)
+    config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
     encoded = encode(model, dataset, config, store, progress)
     kept = encoded.dataset
@@ -225,12 +222,12 @@ def evaluate(
     clusters = video_clusters(kept)
     draws = int(settings.bootstrap) if len(np.unique(clusters)) > 1 else 0
     stamp = {
-        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "checkpoint": model.origin.checkpoint,
         "dataset": dataset.name,
         "split": dataset.split,
         "dataset_fingerprint": dataset_fingerprint(dataset),
         "protocol": dataset.protocol,
-        "selection_split": selection_split,
+        "selection_split": model.origin.selection_split,
         "post_processing": "none",
         "ties": settings.ties,
         "intervals": {"draws": draws, "clusters": "pair" if kept.groups is not None else "video"}

@@ -203,7 +203,7 @@ def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
     figure = Figure(figsize=(6.8, 3.6), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / len(scores)
-    looks = [(DARK, None), (MIDDLE, "..."), (LIGHT, "///")]
+    looks = [(DARK, None), (DARK, "xxx"), (MIDDLE, "..."), (LIGHT, "///")]
     for number, (name, pointing) in enumerate(scores.items()):
         words = pointing.words
         groups = [words if kind == "all" else words[words["word_class"] == kind] for kind in classes]
@@ -218,7 +218,7 @@ def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
     axis.set_xticks(range(len(classes)), ["all content words", *(f"{kind} words" for kind in classes[1:])])
     axis.set(ylabel="attention on the word's frames", ylim=(0, 1.08))
     axis.grid(axis="y")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

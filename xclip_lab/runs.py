@@ -75,20 +75,14 @@ def result_dir(
     Raises:
         CheckpointError: no checkpoint there.
     """
-    from xclip_lab.checkpoint import find_model_file
+    from xclip_lab.checkpoint import find_model_file, run_folder_of
 
     if not checkpoint:
         return Path(root) / f"untrained_{config_hash(config)}" / name
     file = find_model_file(checkpoint)
     key = f"{file.absolute()} {config_hash(config)}"
     elsewhere = Path(root) / f"checkpoint_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    return (run_folder(file) or elsewhere) / name
-
-
-def run_folder(file: Path) -> Path | None:
-    """`<run>` of `<run>/checkpoints/best/model.safetensors`, None for a file that lies elsewhere."""
-    folders = file.absolute().parents[:3]  # `resolve` would follow the link `best`
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+    return (run_folder_of(file) or elsewhere) / name
 
 
 def prepare_data(config: RunConfig, progress: bool = True) -> None:

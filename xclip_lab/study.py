@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from xclip_lab.attention import replaced, tap_names
 from xclip_lab.batching import BrokenClip, Clip, ClipDataset, FrameStore, preload
-from xclip_lab.checkpoint import find_model_file, load_model
+from xclip_lab.checkpoint import load_model
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
 from xclip_lab.errors import DatasetError, VideoError
@@ -137,14 +136,7 @@ def new_model(config: RunConfig) -> RetrievalModel:
     return create_model(config)
 
 
-class Origin(TypedDict):
-    """Where a model comes from, as `evaluate` takes it for its stamp."""
-
-    checkpoint: str
-    selection_split: str | None
-
-
-def open_model(checkpoint: str | Path | None, config: RunConfig) -> tuple[RetrievalModel, RunConfig, Origin]:
+def open_model(checkpoint: str | Path | None, config: RunConfig) -> tuple[RetrievalModel, RunConfig]:
     """The model of a checkpoint on `train.device`, and the config with that model's own sizes.
 
     Args:
@@ -154,16 +146,9 @@ def open_model(checkpoint: str | Path | None, config: RunConfig) -> tuple[Retrie
         CheckpointError: nothing there, or damaged. TrainingError: no such device.
     """
     device = resolve_device(config.train.device)
-    if not checkpoint:
-        origin = f"none: an untrained model (towers: {config.towers.pretrained or 'random weights'})"
-        print(f"checkpoint {origin}")
-        return new_model(config).eval().to(device), config, {"checkpoint": origin, "selection_split": None}
-    file = find_model_file(checkpoint)
-    model = load_model(file).to(device)
-    print(f"checkpoint {file}")
-    stamp = file.with_name("stamp.json")
-    split = json.loads(stamp.read_text())["selection_split"] if stamp.is_file() else None
-    return model, config.with_model(model.config), {"checkpoint": str(file), "selection_split": split}
+    model = load_model(checkpoint) if checkpoint else new_model(config).eval()
+    print(f"checkpoint {model.origin.checkpoint}")
+    return model.to(device), config.with_model(model.config)
 
 
 def find_truth(config: RunConfig, split: str) -> dict[str, ClipTruth]:
@@ -180,8 +165,12 @@ def shuffled_frames(
     model: RetrievalModel, dataset: VideoTextDataset, config: RunConfig, store: FrameStore | None = None
 ) -> Result:
     """A control: the same evaluation, each clip's frames in a random order."""
-    data = dataclasses.replace(config.data, frame_order=2)
-    return evaluate(model, dataset, dataclasses.replace(config, data=data), store=store, progress=False)
+    return evaluate(model, dataset, with_shuffled_frames(config), store=store, progress=False)
+
+
+def with_shuffled_frames(config: RunConfig) -> RunConfig:
+    """The config with each clip's frames in a random order."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, frame_order=2))
 
 
 def chance(result: Result) -> dict[str, float]:
@@ -237,7 +226,11 @@ def pointing_study(
     store: FrameStore | None = None,
     name: str = "this model",
 ) -> dict[str, Pointing]:
-    """Where words attend, and two controls that must fail: a model fresh from its config, a shuffled truth.
+    """Where words attend, and three controls.
+
+    With its frames shuffled, and the truth with them, a clip keeps its content and loses its order: attention
+    that follows content still points, attention that knows by heart that what is told first is seen first
+    does not. A model fresh from its config and a truth shuffled alone must not point.
 
     Args:
         name: what to call the model.
@@ -248,8 +241,10 @@ def pointing_study(
     if not truth:
         return {}
     untrained = new_model(config).to(next(model.parameters()).device)
+    shuffled = with_shuffled_frames(config)
     return {
         name: point_at_truth(model, dataset, truth, config, store),
+        "frames shuffled": point_at_truth(model, dataset, truth, shuffled, store),
         "untrained": point_at_truth(untrained, dataset, truth, config, store),
         "shuffled truth": point_at_truth(model, dataset, truth, config, store, shuffle_truth=True),
     }

@@ -27,7 +27,7 @@ from xclip_lab.errors import TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
-from xclip_lab.model import RetrievalModel, official_name
+from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.optim import clamp_logit_scale, create_optimizer, freeze_parameters, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.resume import Checkpoints, random_state, restore_random_state, run_lock, seed_everything
@@ -193,6 +193,7 @@ class Trainer:
                 f"remove the folder to train anew (the model is in {best})"
             )
         seconds = history[-1]["seconds"]
+        self.model.origin = Origin(str(self.checkpoints.last), run=self.config)
         return FitResult(self.run_dir, best, stamp, self.step, seconds, history, self.broken)
 
     def _epoch_batches(self, clips: ClipDataset) -> Iterator[list[Batch]]:

@@ -96,7 +96,15 @@ def test_quickstart(quickstart):
     assert (run_dir / "config.yaml").is_file()
     for line in ("R@1 all", "R@1 1 objects", "R@1 2 motion", "R@1 3 order", "with its frames shuffled"):
         assert line in printed
-    for line in ("trained ", "untrained ", "shuffled truth ", "pairs a second", "sum to the logit", "chance"):
+    for line in (
+        "trained ",
+        "frames shuffled ",
+        "untrained ",
+        "shuffled truth ",
+        "pairs a second",
+        "sum to the logit",
+        "chance",
+    ):
         assert line in printed
 
 

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from xclip_lab import atomic
 from xclip_lab.batching import ClipDataset, preload
-from xclip_lab.config import RunConfig, load_config
+from xclip_lab.checkpoint import load_model, save_model
+from xclip_lab.config import RunConfig, load_config, save_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
-from xclip_lab.errors import DatasetError, UserError
+from xclip_lab.errors import CheckpointError, DatasetError, UserError
 from xclip_lab.evaluation import Result, ResultError, encode_texts, evaluate, score, video_clusters
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
-from xclip_lab.model import RetrievalModel, create_model
+from xclip_lab.model import Origin, RetrievalModel, create_model
 from xclip_lab.stats import recall_intervals
 from xclip_lab.tokens import TokenSet
 
@@ -99,7 +100,11 @@ def model() -> RetrievalModel:
 
 @pytest.fixture(scope="module")
 def result(model, dataset) -> Result:
-    return evaluate(model, dataset, configured(), checkpoint="runs/x", selection_split="val", progress=False)
+    before, model.origin = model.origin, Origin("runs/x", "val")
+    try:
+        return evaluate(model, dataset, configured(), progress=False)
+    finally:
+        model.origin = before
 
 
 def without_files(dataset: VideoTextDataset, tmp_path: Path, gone: str, broken: str) -> VideoTextDataset:
@@ -417,3 +422,21 @@ def test_bars_are_shown_only_when_wanted(model, dataset, capfd):
     assert capfd.readouterr().err == ""
     evaluate(model, dataset, configured(), progress=True)
     assert "encode videos" in capfd.readouterr().err
+
+
+def test_without_a_config_frames_are_taken_as_in_training(dataset, tmp_path):
+    """A checkpoint in a run folder brings the run's sampler; the stamp names the file and who chose it."""
+    torch.manual_seed(0)
+    trained_with = configured(data__frame_order=1)
+    checkpoint = tmp_path / "checkpoints" / "best"
+    checkpoint.mkdir(parents=True)
+    save_model(create_model(trained_with), checkpoint)
+    save_config(trained_with, tmp_path / "config.yaml")
+    (checkpoint / "stamp.json").write_text('{"selection_split": "val"}')
+    result = evaluate(load_model(tmp_path), dataset, progress=False)
+    assert (result.stamp["sampler"], result.stamp["frame_order"]) == ("uniform", 1)
+    assert result.stamp["checkpoint"] == str(checkpoint / "model.safetensors")
+    assert result.stamp["selection_split"] == "val"
+    (checkpoint / "stamp.json").write_text("")
+    with pytest.raises(CheckpointError, match=r"stamp.json is damaged"):
+        load_model(tmp_path)

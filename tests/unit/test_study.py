@@ -12,6 +12,7 @@ from xclip_lab import create_model, evaluate, study
 from xclip_lab.attention import tap_names
 from xclip_lab.checkpoint import save_model
 from xclip_lab.errors import ConfigError, DatasetError, VideoError
+from xclip_lab.model import Origin
 from xclip_lab.runs import prepare_data
 from xclip_lab.tokens import TokenSet
 
@@ -165,18 +166,15 @@ def test_own_videos_have_no_truth(config, capsys):
 def test_a_checkpoint_brings_its_own_sizes(config, model, tmp_path):
     save_model(model, tmp_path)
     other = study.configure("quickstart", {"max_frames": 5, "head.temperature": 0.5})
-    loaded, resolved, origin = study.open_model(tmp_path, other)
+    loaded, resolved = study.open_model(tmp_path, other)
     assert resolved.model == loaded.config == model.config
     assert resolved.data == other.data
-    assert origin == {"checkpoint": str(tmp_path / "model.safetensors"), "selection_split": None}
+    assert loaded.origin == Origin(str(tmp_path / "model.safetensors"))
 
 
 def test_without_a_checkpoint_it_says_so(config, capsys):
-    first, _, origin = study.open_model("", config)
-    again, _, _ = study.open_model(None, config)
-    assert origin == {
-        "checkpoint": "none: an untrained model (towers: random weights)",
-        "selection_split": None,
-    }
+    first, _ = study.open_model("", config)
+    again, _ = study.open_model(None, config)
+    assert first.origin == Origin("none: untrained (towers: random weights)")
     assert "untrained" in capsys.readouterr().out
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
