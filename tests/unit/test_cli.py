@@ -161,7 +161,7 @@ def test_a_fresh_model_on_own_videos_says_that_it_is_untrained(tmp_path, capsys,
         write_video(tmp_path / f"{name}.mp4")
     assert main(own_videos("--data.root", str(tmp_path))) == 0
     shown = capsys.readouterr().out
-    assert "an untrained model (towers: random weights)" in shown
+    assert "none: untrained (towers: random weights)" in shown
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("untrained_")
     assert f"saved in runs/{folder.name}/evaluation/test" in shown
