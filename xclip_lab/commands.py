@@ -52,9 +52,9 @@ def train(arguments: Namespace) -> None:
     from xclip_lab.train import fit
 
     config = load_config(arguments.preset, arguments.overrides)
-    run_dir = _run_dir(arguments, config)
     prepare_data(config)
     train_set, val_set = study.open_training_splits(config)
+    run_dir = _run_dir(arguments, config)
     result = fit(study.new_model(config), config, train_set, run_dir, val=val_set)
     if result.broken:
         print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")

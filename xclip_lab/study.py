@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -95,9 +96,27 @@ def open_split(config: RunConfig, split: str) -> VideoTextDataset:
 
 
 def open_training_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None]:
-    """The splits for training and validation (None where `data.val_split` is null)."""
-    val = config.data.val_split
-    return open_split(config, config.data.train_split), open_split(config, val) if val else None
+    """The splits for training and validation (None where `data.val_split` is null).
+
+    Prints a line for each of validation and test that shares videos with training.
+    """
+    data = config.data
+    train = open_split(config, data.train_split)
+    val = open_split(config, data.val_split) if data.val_split else None
+    if val is not None:
+        _tell_overlap(train, val)
+    with contextlib.suppress(DatasetError):  # training needs no test split
+        _tell_overlap(train, open_split(config, data.test_split))
+    return train, val
+
+
+def _tell_overlap(train: VideoTextDataset, other: VideoTextDataset) -> None:
+    shared = set(train.videos) & set(other.videos)
+    if shared:
+        print(
+            f"attention: {len(shared)} of the {len(other.videos)} videos of {other.split!r} are in "
+            f"{train.split!r} too; what is measured on them says nothing about unseen videos"
+        )
 
 
 def open_clips(dataset: VideoTextDataset, config: RunConfig) -> ClipDataset:

@@ -178,3 +178,13 @@ def test_without_a_checkpoint_it_says_so(config, capsys):
     assert first.origin == Origin("none: untrained (towers: random weights)")
     assert "untrained" in capsys.readouterr().out
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_training_on_what_is_tested_is_said(config, tmp_path, capsys):
+    """Own videos without a column `split` belong to every split."""
+    from tests.videos import write_video
+
+    write_video(tmp_path / "a.mp4", 8)
+    own = dataclasses.replace(config.data, dataset="folder", root=str(tmp_path))
+    study.open_training_splits(dataclasses.replace(config, data=own))
+    assert "1 of the 1 videos of 'test' are in 'train' too" in capsys.readouterr().out
