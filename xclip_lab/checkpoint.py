@@ -152,7 +152,9 @@ def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
 
 def save_official(model: RetrievalModel, path: str | Path) -> None:
     """Write the weights as the official code does (`pytorch_model.bin`): a state dict by `torch.save`."""
-    torch.save({name: value.detach().cpu() for name, value in official_state_dict(model).items()}, path)
+    state = {name: value.detach().cpu() for name, value in official_state_dict(model).items()}
+    with open(path, "wb") as file:  # torch.save on a path hides a full disk behind an error of its own
+        torch.save(state, file)
 
 
 def tower_sizes(state: Mapping[str, Tensor]) -> TowerSizes:

@@ -333,11 +333,9 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("towers: give either towers.name or towers.architecture, the other one null")
     sizes = towers.architecture
     positions = sizes.context_length if sizes else CLIP_POSITIONS
-    for key in ("max_words", "max_frames"):
-        if getattr(config, key) > positions:
-            raise ConfigError(
-                f"{key}: {getattr(config, key)} is not allowed (the text tower has {positions} positions)"
-            )
+    for key, most in (("max_words", min(positions, CLIP_POSITIONS)), ("max_frames", positions)):
+        if getattr(config, key) > most:
+            raise ConfigError(f"{key}: {getattr(config, key)} is not allowed (there are {most} positions)")
     added_heads = max(1, sizes.embed_dim // 64) if sizes else 1
     if sizes and config.temporal.agg_module == "seqTransf" and sizes.embed_dim % added_heads:
         raise ConfigError(

@@ -31,7 +31,7 @@ from xclip_lab.metrics import (
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.stats import recall_intervals
-from xclip_lab.text import tokenize
+from xclip_lab.text import check_vocabulary, tokenize
 from xclip_lab.tokens import TokenSet
 
 FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
@@ -216,6 +216,7 @@ def evaluate(
     """
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
+    check_vocabulary(model.clip.token_embedding.num_embeddings)
     encoded = encode(model, dataset, config, store, progress)
     kept = encoded.dataset
     similarity = score(model, encoded.text, encoded.video, settings.block_size, progress).numpy()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import ssl
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import open_clip
 import torch
 from safetensors import SafetensorError
@@ -45,12 +50,43 @@ def locate(pretrained: str, name: str | None) -> Path:
         )
     config = open_clip.pretrained.get_pretrained_cfg(name, pretrained)
     try:
-        return Path(open_clip.pretrained.download_pretrained(config))
+        with _quiet_hub():
+            return Path(open_clip.pretrained.download_pretrained(config))
     except Exception as error:  # urllib, huggingface_hub and the disk each raise their own
         raise CheckpointError(
-            f"towers.pretrained: the weights {pretrained!r} of {name} could not be downloaded "
-            f"({type(error).__name__}); download them elsewhere and give the file's path"
+            f"towers.pretrained: the download of the weights {pretrained!r} of {name} failed (is there a "
+            "network?); download them elsewhere and give the file's path"
         ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The Hugging Face hub without its own notes, and without its retries of half a minute a file where it
+    cannot be reached: then it takes what it has downloaded before."""
+    logging, constants = huggingface_hub.utils.logging, huggingface_hub.constants
+    verbosity, offline = logging.get_verbosity(), constants.HF_HUB_OFFLINE
+    logging.set_verbosity(logging.CRITICAL)
+    constants.HF_HUB_OFFLINE = offline or not _answers(constants.ENDPOINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _answers(url: str, seconds: float = 10.0) -> bool:
+    """Whether there is a server. One that refuses, or whose certificate only others trust, is one."""
+    try:
+        urllib.request.urlopen(url, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
+    except OSError:
+        return False
+    return True
 
 
 def is_openai_archive(path: Path) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-import pickle
 import random
+import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,33 @@ from safetensors.torch import load_file
 
 from xclip_lab.atomic import TEMPORARY, point_link, sync
 from xclip_lab.checkpoint import MODEL_FILE, save_model
-from xclip_lab.errors import TrainingError
+from xclip_lab.errors import CheckpointError, TrainingError
 from xclip_lab.model import RetrievalModel
+from xclip_lab.pretrained import load_strictly
 
 STATE_FILE = "training.pt"
 STAMP_FILE = "stamp.json"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_NUMBER = (int, float)
+_STAMP_FIELDS = {
+    "step": int,
+    "total_steps": int,
+    "epoch": int,
+    "selection_split": (str, type(None)),
+    "selection_metric": str,
+    "selection_value": (*_NUMBER, type(None)),
+}
+_STATE_FIELDS = {
+    "config": dict,
+    "data": dict,
+    "step": int,
+    "seconds": _NUMBER,
+    "best": (dict, type(None)),
+    "history_rows": int,
+    "optimizer": dict,
+    "random": dict,
+}
 
 
 class Checkpoints:
@@ -59,7 +83,7 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             save_model(model, temporary)
-            torch.save(state, temporary / STATE_FILE)
+            write_state(state, temporary / STATE_FILE)
             (temporary / STAMP_FILE).write_text(json.dumps(stamp, indent=2) + "\n")
             for file in temporary.iterdir():
                 sync(file)
@@ -80,13 +104,18 @@ class Checkpoints:
         Raises:
             TrainingError: it is damaged.
         """
+        for link in (self.last, self.best):
+            if link.exists() and not link.is_symlink():
+                raise TrainingError(
+                    f"{link} is a folder and must be a link to one; copy runs with their links (cp -a), "
+                    f"or {_elsewhere(self.folder.parent)}"
+                )
+        if self.last.is_symlink() and not self.last.exists():
+            raise TrainingError(damaged(self.last, f"{os.readlink(self.last)} is gone", self.folder.parent))
         self.clean()
         if not self.last.exists():
             return None
-        try:
-            state = torch.load(self.last / STATE_FILE, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TrainingError(self._damaged(error)) from error
+        state = self._read_state()
         newest = os.readlink(self.last)
         chosen = state["best"] is not None and state["best"]["step"] == state["step"]
         if chosen and not (self.best.is_symlink() and os.readlink(self.best) == newest):
@@ -100,10 +129,26 @@ class Checkpoints:
         Raises:
             TrainingError: damaged, or of another shape.
         """
+        file = self.last / MODEL_FILE
         try:
-            model.load_state_dict(load_file(self.last / MODEL_FILE))
+            load_strictly(model, load_file(file), str(file))
+        except CheckpointError as error:
+            raise TrainingError(f"{error}; {_elsewhere(self.folder.parent)}") from error
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise TrainingError(self._damaged(error)) from error
+            raise TrainingError(damaged(file, one_line(error), self.folder.parent)) from error
+
+    def restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Put a loaded state's optimiser state into `optimizer`, and restore the generators.
+
+        Raises:
+            TrainingError: they are not what a save of this run wrote.
+        """
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+            restore_random_state(state["random"])
+        except Exception as error:  # torch, numpy and random each raise their own at what is not theirs
+            reason = f"its optimiser or generator state does not fit ({one_line(error)})"
+            raise TrainingError(damaged(self.last / STATE_FILE, reason, self.folder.parent)) from error
 
     def clean(self) -> None:
         """Remove what no link names: the remains of a kill, and checkpoints that are no longer wanted."""
@@ -115,23 +160,102 @@ class Checkpoints:
                 path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
     def _save_failed(self, step: int, error: Exception) -> str:
-        reason = one_line(error)
         kept = f"the checkpoint in {self.last} is intact" if self.last.exists() else "there is no earlier one"
         return (
-            f"cannot save the checkpoint of step {step} in {self.folder}: {reason}; {kept}; "
-            "free some space and start again"
+            f"cannot save the checkpoint of step {step} in {self.folder}: {one_line(error)}; {kept}; "
+            f"{disk_remedy(error)} and start again"
         )
 
-    def _damaged(self, error: Exception) -> str:
-        reason = one_line(error)
-        return f"the checkpoint {self.last} cannot be read: {reason}; remove {self.folder} to start anew"
+    def _read_state(self) -> dict[str, Any]:
+        file = self.last / STATE_FILE
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's advice about pickles that are not its own
+                state = torch.load(file, weights_only=True, map_location="cpu")
+        except Exception as error:  # torch's unpickler raises almost anything at bytes that are not its own
+            missing = isinstance(error, FileNotFoundError | PermissionError)
+            reason = one_line(error) if missing else "the file is cut off or holds something else"
+            raise TrainingError(damaged(file, reason, self.folder.parent)) from error
+        mismatch = _mismatch(state, _STATE_FIELDS)
+        if not mismatch and state["best"] is not None:
+            mismatch = _mismatch(state["best"], _STAMP_FIELDS)
+        if mismatch:
+            raise TrainingError(damaged(file, mismatch, self.folder.parent))
+        return state
 
 
-def one_line(error: Exception) -> str:
-    """An error's reason without line breaks or the C++ stack that torch adds."""
+def read_stamp(folder: Path, run_dir: Path) -> dict[str, Any]:
+    """The `stamp.json` of a checkpoint of `run_dir`.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    file = folder / STAMP_FILE
+    try:
+        stamp = json.loads(file.read_bytes())
+    except OSError as error:
+        raise TrainingError(damaged(file, one_line(error), run_dir)) from error
+    except ValueError as error:
+        raise TrainingError(damaged(file, "it is not valid JSON", run_dir)) from error
+    reason = _mismatch(stamp, _STAMP_FIELDS)
+    if reason:
+        raise TrainingError(damaged(file, reason, run_dir))
+    return stamp
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """`torch.save` to a file. Given a path instead, torch would hide why a write failed."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def damaged(file: Path, reason: str, run_dir: Path) -> str:
+    """What to say of a file of a run that cannot be used."""
+    return f"{file} cannot be read: {reason}; put it back from a copy, or {_elsewhere(run_dir)}"
+
+
+def _elsewhere(run_dir: Path) -> str:
+    return f"move {run_dir} aside or give another --run-dir to start anew"
+
+
+def _mismatch(content: Any, fields: dict[str, Any]) -> str | None:
+    """Why `content` is not a dict with values of these types; None where it is one."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    missing = [name for name in fields if name not in content]
+    if missing:
+        return f"it has no {', '.join(map(repr, missing))}"
+    wrong = [name for name, kind in fields.items() if not isinstance(content[name], kind)]
+    return f"its {wrong[0]!r} is {str(content[wrong[0]])[:40]!r}" if wrong else None
+
+
+def disk_remedy(error: BaseException) -> str:
+    """What to do about a write that failed."""
+    limited = _error_number(error) == errno.EFBIG
+    return "raise the limit on the size of a file (ulimit -f)" if limited else "free some space"
+
+
+def one_line(error: BaseException) -> str:
+    """An error's reason without line breaks or the C++ stack that torch adds; of a disk error the system's
+    own words, whatever it is wrapped in."""
+    number = _error_number(error)
+    if number in DISK_ERRORS:
+        return os.strerror(number)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of a failure, or of the one during whose handling it came about."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        named = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors words it
+        if named:
+            return int(named[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

@@ -113,9 +113,13 @@ def indices_between(
 def slice_positions(count: int, max_frames: int, slice_framepos: int) -> list[int]:
     """Which of `count` sampled frames stay: 0 the head, 1 the tail, 2 evenly spaced, at most `max_frames`.
 
+    Raises:
+        ValueError: another `slice_framepos`.
+
     >>> slice_positions(10, 4, 2)
     [0, 3, 6, 9]
     """
+    _check("slice_framepos", slice_framepos)
     if count <= max_frames:
         return list(range(count))
     if slice_framepos == 0:
@@ -129,8 +133,10 @@ def order_frames(indices: list[int], frame_order: int, shuffler: Shuffler | None
     """0 as they are, 1 reversed, 2 shuffled by `shuffler`.
 
     Raises:
-        ValueError: order 2 without a `shuffler` (nothing here is random unless it is told how).
+        ValueError: another order, or order 2 without a `shuffler` (nothing here is random unless it is told
+            how).
     """
+    _check("frame_order", frame_order)
     if frame_order == 1:
         return indices[::-1]
     if frame_order == 2:
@@ -138,3 +144,8 @@ def order_frames(indices: list[int], frame_order: int, shuffler: Shuffler | None
             raise ValueError("frame_order 2 shuffles and needs a random generator")
         return [indices[i] for i in shuffler.permutation(len(indices))]
     return indices
+
+
+def _check(name: str, value: int) -> None:
+    if value not in (0, 1, 2):
+        raise ValueError(f"{name} {value!r} is not one of 0, 1, 2")

@@ -10,7 +10,10 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from xclip_lab.errors import ConfigError
+
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_SHORTEST, _LONGEST = 2, 77  # the two marks; CLIP's positions
 
 
 class ClipTokenizer(SimpleTokenizer):
@@ -33,22 +36,44 @@ def tokenizer() -> ClipTokenizer:
     return ClipTokenizer()
 
 
+def check_vocabulary(size: int) -> None:
+    """See to it that a model with `size` token embeddings has one for every token.
+
+    Raises:
+        ConfigError: it has fewer than the tokenizer has tokens.
+    """
+    needed = tokenizer().vocab_size
+    if size < needed:
+        raise ConfigError(
+            f"towers.architecture.vocab_size: {size} is less than the {needed} tokens of CLIP's tokenizer; "
+            f"set it to {needed}, or leave it out"
+        )
+
+
 def tokenize(captions: str | Sequence[str], max_words: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask of captions: start mark, tokens, end mark, then padding with id 0.
 
     A caption that is too long keeps its first `max_words - 1` entries and then the end mark.
 
     Args:
-        captions: B captions (one string counts as one caption). max_words: W, at most 77.
+        captions: B captions (one string counts as one caption). max_words: W, 2 to 77.
 
     Returns:
         ids int64 `[B, W]`, mask int64 `[B, W]` (1 = real).
+
+    Raises:
+        ValueError: `max_words` out of bounds. TypeError: a caption that is no string.
 
     >>> ids, mask = tokenize(["a red circle"], 6)
     >>> ids.tolist(), mask.tolist()
     ([[49406, 320, 736, 7117, 49407, 0]], [[1, 1, 1, 1, 1, 0]])
     """
+    if not _SHORTEST <= max_words <= _LONGEST:
+        raise ValueError(f"max_words {max_words} is not within {_SHORTEST} to {_LONGEST}")
     captions = [captions] if isinstance(captions, str) else captions
+    for row, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise TypeError(f"caption {row} is {caption!r} ({type(caption).__name__}), not a string")
     ids = torch.zeros(len(captions), max_words, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     bpe = tokenizer()

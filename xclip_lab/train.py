@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import itertools
 import json
 import math
@@ -30,7 +29,16 @@ from xclip_lab.interrupt import DelayedInterrupt
 from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.optim import clamp_logit_scale, create_optimizer, freeze_parameters, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
-from xclip_lab.resume import Checkpoints, random_state, restore_random_state, run_lock, seed_everything
+from xclip_lab.resume import (
+    DISK_ERRORS,
+    Checkpoints,
+    disk_remedy,
+    random_state,
+    read_stamp,
+    run_lock,
+    seed_everything,
+)
+from xclip_lab.text import check_vocabulary
 
 LESS_IS_BETTER = ("MdR", "MnR")
 
@@ -110,6 +118,7 @@ class Trainer:
         run_dir: Path,
         val: VideoTextDataset | None,
     ) -> None:
+        check_vocabulary(model.clip.token_embedding.weight.shape[0])
         self.config, self.train, self.val, self.run_dir = config, train, val, run_dir
         self.steps_per_epoch = _steps_per_epoch(config, len(train))
         self.total_steps = self.steps_per_epoch * int(config.train.epochs)
@@ -144,10 +153,10 @@ class Trainer:
             return
         self._check_same_run(saved)
         self.checkpoints.load_weights(self.model)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        restore_random_state(saved["random"])
+        self.checkpoints.restore(saved, self.optimizer)
         self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
         self.history_rows = saved["history_rows"]
+        read_history(self.run_dir, self.history_rows)  # refuses a damaged record before videos are decoded
 
     def run(self, store: FrameStore | None, progress: bool) -> None:
         """All steps that are left."""
@@ -182,16 +191,11 @@ class Trainer:
         """What the finished run came to.
 
         Raises:
-            TrainingError: its record was removed.
+            TrainingError: its stamp or record is damaged.
         """
         best = self.checkpoints.best
-        stamp = json.loads((best / "stamp.json").read_text())
+        stamp = read_stamp(best, self.run_dir)
         history = read_history(self.run_dir)
-        if not history:
-            raise TrainingError(
-                f"the run in {self.run_dir} is finished, but its history.jsonl is gone; bring it back, or "
-                f"remove the folder to train anew (the model is in {best})"
-            )
         seconds = history[-1]["seconds"]
         self.model.origin = Origin(str(self.checkpoints.last), run=self.config)
         return FitResult(self.run_dir, best, stamp, self.step, seconds, history, self.broken)
@@ -342,7 +346,7 @@ class Trainer:
                 "give that config to go on with it, or choose another run folder"
             )
         for role, fingerprint in self.fingerprints.items():
-            if saved["data"][role] != fingerprint:
+            if saved["data"].get(role) != fingerprint:
                 raise TrainingError(
                     f"{self.run_dir} holds a run with other {role} samples; "
                     "bring the annotations back to go on with it, or choose another run folder"
@@ -389,8 +393,8 @@ def _disk_errors(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(
-            f"cannot write to {run_dir}: {error.strerror}; free some space and start again to go on"
+            f"cannot write to {run_dir}: {error.strerror}; {disk_remedy(error)} and start again to go on"
         ) from error

@@ -107,10 +107,13 @@ def frame_indices(
     takes frames evenly in time. `start` and `end` in seconds. Empty where the stretch holds no frame.
 
     Raises:
-        ValueError: the official sampler cannot serve such a frame rate or start.
+        ValueError: another sampler or `slice_framepos`, or the official sampler cannot serve such a frame
+            rate or start.
     """
     if sampler == "uniform":
         return sampling.uniform_indices(info.timestamps, info.duration, max_frames, start, end)
+    if sampler != "official":
+        raise ValueError(f"sampler {sampler!r} is not one of 'official', 'uniform'")
     sampled = sampling.official_indices(info.frame_count, info.fps, feature_framerate, start, end)
     positions = sampling.slice_positions(len(sampled), max_frames, slice_framepos)
     return [sampled[position] for position in positions]

@@ -57,7 +57,7 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"train.select": "t2v/R@2"}, r"train.select: 't2v/R@2' is not allowed .*did you mean 't2v/R@"),
         ({"towers.precision": "fp16"}, r"towers.precision: fp16 is the official recipe's way"),
         ({"optim.beta2": 1}, r"optim.beta2: 1 is not allowed \(expected a number from 0 to below 1\)"),
-        ({"max_frames": 100}, r"max_frames: 100 is not allowed \(the text tower has 77 positions\)"),
+        ({"max_frames": 100}, r"max_frames: 100 is not allowed \(there are 77 positions\)"),
         ({"towers.architecture.context_length": 16}, r"max_words: 24 is not allowed .*16 positions"),
         ({"towers.architecture.embed_dim": 200}, r"embed_dim: 200 is not allowed .*192, 256"),
         ({"seed": 2**32}, r"seed: 4294967296 is not allowed \(expected a whole number from 0 to"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.shared import needs_shared, shared
-from xclip_lab.datasets import load_dataset
+from xclip_lab.datasets import Sample, load_dataset
 from xclip_lab.errors import DatasetError
 
 
@@ -116,6 +116,7 @@ def test_equal_rows_are_captions_of_their_own(tmp_path):
         ('video,caption\na.mp4,"said" he\n', ["line 2", "not valid CSV"]),
         ("video,caption\na.mp4,  \n", ["line 2", "caption is empty"]),
         ("video,caption\n", ["no sample"]),
+        (f"video,caption\na.mp4,{'x' * 140_000}\n", ["line 2", "longer than 131072", "never closed"]),
         ("video,caption\na.mp4,one, two\n", ["line 2", "quotes"]),
         ("video,caption\na.mp4\n", ["line 2"]),
         ("video,caption\na.mp4,\n", ["line 2", "caption is empty"]),
@@ -146,6 +147,36 @@ def test_faulty_folders(tmp_path):
     assert "several CSV files" in refusal(tmp_path)
 
 
+def test_hidden_files_are_no_videos(tmp_path):
+    touch(tmp_path, "a.mp4", "._a.mp4", ".hidden.mp4", ".trash/b.mp4")
+    assert load(tmp_path).videos == ["a.mp4"]
+
+
+def test_a_hidden_folder_may_be_the_root(tmp_path):
+    touch(tmp_path, ".videos/a.mp4")
+    assert load(tmp_path / ".videos").videos == ["a.mp4"]
+
+
+def test_two_spellings_of_a_path_are_one_video(tmp_path):
+    rows = "video,caption\na.mp4,one\n./a.mp4,two\nsub//b.mp4,three\nsub/./b.mp4,four\n"
+    data = load(table(tmp_path, rows, "a.mp4", "sub/b.mp4"))
+    assert data.videos == ["a.mp4", "sub/b.mp4"]
+    (tmp_path / "clips.csv").unlink()
+    entries = [{"file": "a.mp4", "captions": ["one"]}, {"file": "./a.mp4", "captions": ["two"]}]
+    (tmp_path / "captions.json").write_text(json.dumps(entries))
+    assert load(tmp_path).videos == ["a.mp4"]
+
+
+def test_blank_lines_are_skipped(tmp_path):
+    data = load(table(tmp_path, "  \nvideo,caption\n   \na.mp4,one\n\t\n , \na.mp4,two\n", "a.mp4"))
+    assert [s.caption for s in data.samples] == ["one", "two"]
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    assert Sample("a", "one", path=str(tmp_path / "a.mp4")).path == tmp_path / "a.mp4"
+    assert Sample("a", "one").path is None
+
+
 def test_captions_json(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4")
     entries = [{"file": "a.mp4", "captions": ["one", "two"]}, {"file": "b.mp4", "captions": ["three"]}]
@@ -153,6 +184,8 @@ def test_captions_json(tmp_path):
     assert load(tmp_path).text_to_video.tolist() == [0, 0, 1]
     (tmp_path / "captions.json").write_text(json.dumps([*entries, {"file": "c.mp4"}]))
     assert "entry 2" in refusal(tmp_path)
+    (tmp_path / "captions.json").write_text(json.dumps([{"file": "a.mp4", "captions": ["one", " "]}]))
+    assert "entry 0" in refusal(tmp_path)
     (tmp_path / "captions.json").write_text("[")
     assert "not valid JSON" in refusal(tmp_path)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -223,3 +227,30 @@ def test_words_do_not_see_what_comes_after(towers):
     torch.testing.assert_close(words[:, :6], shorter)
     torch.testing.assert_close(sentence, shorter_sentence)
     torch.testing.assert_close(sentence, words[:, 5])
+
+
+OFFLINE = """
+import huggingface_hub
+from xclip_lab.errors import CheckpointError
+from xclip_lab.pretrained import locate
+try:
+    locate("openai", "ViT-B-32-quickgelu")
+except CheckpointError as error:
+    print(error)
+assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+"""
+
+
+def test_without_a_network_the_download_is_one_error(tmp_path):
+    """In a process of its own, which the environment sends to an address where nobody answers."""
+    nobody = "http://127.0.0.1:9"
+    environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    environment |= {"HF_ENDPOINT": nobody, "HF_HOME": str(tmp_path), "no_proxy": "*"}
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True)
+    assert done.stdout == (
+        "towers.pretrained: the download of the weights 'openai' of ViT-B-32-quickgelu failed (is there a "
+        "network?); download them elsewhere and give the file's path\n"
+    )
+    assert done.stderr == ""
+    assert time.monotonic() - began < 40  # the hub alone tries for more than a minute

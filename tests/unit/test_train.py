@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
+import pickle
+import shutil
 from importlib.metadata import version
+from pathlib import Path
 from unittest import mock
 
 import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.unit.training import (
@@ -35,7 +40,7 @@ from xclip_lab import batching, load_config, load_model, train
 from xclip_lab.batching import ClipDataset, FrameStore, epoch_order, make_loader
 from xclip_lab.config import to_dict
 from xclip_lab.datasets import VideoTextDataset
-from xclip_lab.errors import TrainingError
+from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.model import RetrievalModel
 from xclip_lab.resume import run_lock
@@ -294,7 +299,7 @@ def test_refused_settings(tmp_path, overrides, message):
 def test_a_finished_run_whose_record_is_gone(tmp_path):
     train_tiny(tmp_path, {"train.max_steps": 1})
     (tmp_path / "history.jsonl").unlink()
-    with pytest.raises(TrainingError, match=r"finished, but its history\.jsonl is gone; bring it back"):
+    with pytest.raises(TrainingError, match=r"history\.jsonl is gone, and the checkpoint counts on it; put"):
         train_tiny(tmp_path, {"train.max_steps": 1})
 
 
@@ -381,14 +386,88 @@ def test_two_processes_cannot_share_a_run(tmp_path):
 
 def test_damaged_checkpoint_is_one_clear_error(tmp_path):
     train_tiny(tmp_path, {"train.max_steps": 2})
-    for name in ("model.safetensors", "training.pt"):
-        file = tmp_path / "checkpoints/last" / name
-        content = file.read_bytes()
-        file.write_bytes(content[:1000])
-        with pytest.raises(TrainingError, match=r"checkpoint .*last cannot be read: .*; remove") as failed:
-            train_tiny(tmp_path, {"train.max_steps": 2})
-        assert len(str(failed.value).splitlines()) == 1
+    for name, content in damages(tmp_path):
+        file = tmp_path / name
+        whole = file.read_bytes()
         file.write_bytes(content)
+        with pytest.raises(TrainingError) as failed:
+            train_tiny(tmp_path, {"train.max_steps": 2})
+        message = str(failed.value)
+        assert name.replace("last/stamp", "best/stamp") in message
+        assert "put" in message
+        assert f"move {tmp_path} aside or give another --run-dir" in message
+        assert len(message.splitlines()) == 1
+        assert "weights_only" not in message
+        assert "miniz" not in message
+        file.write_bytes(whole)
+    assert train_tiny(tmp_path, {"train.max_steps": 2}).steps == 2
+
+
+def damages(run_dir):
+    """Files of a run, each with a content that it cannot have."""
+    last = "checkpoints/last"
+    state = torch.load(run_dir / last / "training.pt", weights_only=True)
+    stamp = json.loads((run_dir / last / "stamp.json").read_text())
+    states = [{"epoch": 3}, [1], {**state, "step": "2"}, {**state, "best": {}}, {**state, "random": {}}]
+    states += [{**state, "optimizer": {}}]
+    yield f"{last}/model.safetensors", (run_dir / last / "model.safetensors").read_bytes()[:1000]
+    whole = (run_dir / last / "training.pt").read_bytes()
+    for content in (b"", whole[:1000], b"no checkpoint", pickle.dumps(Path("x")), *map(saved, states)):
+        yield f"{last}/training.pt", content
+    for content in ("", "{", "[]", "{}", json.dumps({**stamp, "step": None})):
+        yield f"{last}/stamp.json", content.encode()
+    for content in (b"", b"{}\n{}\n", b"\xff\n\n", b"[1]\n[2]\n"):
+        yield "history.jsonl", content
+
+
+def saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "checkpoints/last/training.pt"])
+def test_a_run_that_has_lost_a_file_does_not_go_on(tmp_path, name):
+    with after_step(4, disk_full), pytest.raises(TrainingError):
+        train_tiny(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(TrainingError, match=rf"{name} .*move .* aside or give another --run-dir"):
+        train_tiny(tmp_path)
+
+
+def test_a_checkpoint_folder_that_is_gone_does_not_begin_anew(tmp_path):
+    train_tiny(tmp_path, {"train.max_steps": 1})
+    record = (tmp_path / "history.jsonl").read_text()
+    shutil.rmtree(tmp_path / "checkpoints/step-00000001")
+    with pytest.raises(TrainingError, match="step-00000001 is gone"):
+        train_tiny(tmp_path, {"train.max_steps": 1})
+    assert (tmp_path / "history.jsonl").read_text() == record
+
+
+def test_a_run_copied_without_its_links(tmp_path):
+    train_tiny(tmp_path / "run", {"train.max_steps": 1})
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(TrainingError, match="last is a folder and must be a link"):
+        train_tiny(tmp_path / "copy", {"train.max_steps": 1})
+    assert (tmp_path / "copy/checkpoints/step-00000001").is_dir()
+
+
+def test_weights_of_another_shape_are_listed(tmp_path):
+    train_tiny(tmp_path, {"train.max_steps": 1})
+    file = tmp_path / "checkpoints/last/model.safetensors"
+    weights = load_file(file)
+    weights["extra"] = weights.pop("clip.ln_final.bias")
+    weights["clip.text_projection"] = weights["clip.text_projection"][:, :3].contiguous()
+    save_file(weights, file)
+    with pytest.raises(TrainingError) as failed:
+        train_tiny(tmp_path, {"train.max_steps": 1})
+    for part in ("missing: clip.ln_final.bias", "unexpected: extra", "clip.text_projection (8, 3)"):
+        assert part in str(failed.value)
+
+
+def test_a_vocabulary_that_is_too_small(tmp_path):
+    with pytest.raises(ConfigError, match=r"towers\.architecture\.vocab_size: 60 .*49408"):
+        train_tiny(tmp_path, {"towers.architecture.vocab_size": 60})
 
 
 def test_unwritable_run_folder(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.unit import training
@@ -22,7 +25,7 @@ from tests.unit.training import (
     train_tiny,
 )
 from xclip_lab.errors import TrainingError
-from xclip_lab.resume import Checkpoints
+from xclip_lab.resume import Checkpoints, disk_remedy, one_line, write_state
 
 SAVE = 2  # the save at step 5: it replaces the checkpoint of step 3
 STAGES = range(1, 18)  # of one save; the last one removes what is no longer wanted
@@ -116,12 +119,48 @@ def train_with_small_files(run_dir: Path, limit: int) -> None:
     except TrainingError as error:
         one_line = len(str(error).splitlines()) == 1
         tidy = not list((run_dir / "checkpoints").iterdir())
-        os._exit(3 if one_line and tidy and "cannot save the checkpoint of step 3" in str(error) else 4)
+        where = f"cannot save the checkpoint of step 3 in {run_dir / 'checkpoints'}"
+        expected = f"{where}: File too large; there is no earlier one; raise the limit"
+        os._exit(3 if one_line and tidy and expected in str(error) else 4)
 
 
 @pytest.mark.parametrize("limit", [100_000, 2_500_000], ids=["model", "state"])
 def test_write_that_really_fails(tmp_path, processes, limit):
     assert run_process(processes, train_with_small_files, tmp_path, limit) == 3
+
+
+def train_with_tiny_files(run_dir: Path, limit: int) -> None:
+    """Exit code 3 where the training reports that the run folder cannot be written."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        train_tiny(run_dir)
+    except TrainingError as error:
+        os._exit(3 if f"cannot write to {run_dir}: File too large; raise the limit" in str(error) else 4)
+
+
+def test_record_that_really_cannot_be_written(tmp_path, processes):
+    assert run_process(processes, train_with_tiny_files, tmp_path, 200) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_full_device(size):
+    with pytest.raises((OSError, RuntimeError)) as failed:
+        write_state({"weights": torch.zeros(size)}, Path("/dev/full"))
+    assert one_line(failed.value) == os.strerror(errno.ENOSPC)
+    assert disk_remedy(failed.value) == "free some space"
+
+
+def save_safetensors(folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        save_file({"weights": torch.zeros(1000)}, folder / "model.safetensors")
+    except Exception as error:
+        os._exit(3 if one_line(error) == os.strerror(errno.EFBIG) else 4)
+
+
+def test_reason_of_safetensors(tmp_path, processes):
+    assert run_process(processes, save_safetensors, tmp_path) == 3
 
 
 def test_interrupt_finishes_the_step_and_saves(tmp_path, whole):

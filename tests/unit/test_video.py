@@ -9,7 +9,7 @@ import pytest
 
 from tests.shared import ROOT, needs_shared, shared
 from tests.videos import damage, number_of, picture, turn, write_video
-from xclip_lab import video
+from xclip_lab import sampling, video
 from xclip_lab.errors import VideoError
 
 
@@ -212,3 +212,18 @@ def test_every_clip_can_be_read():
         frames, timestamps = video.read_frames(path, video.frame_indices(info, "official", 12))
         assert len(frames) == len(timestamps) > 1
         assert frames.shape[1:] == (info.height, info.width, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "unifrm"}, "sampler 'unifrm' is not one of 'official', 'uniform'"),
+        ({"slice_framepos": 9}, "slice_framepos 9 is not one of 0, 1, 2"),
+    ],
+)
+def test_misspelled_options(tmp_path, options, message):
+    info = video.probe(write_video(tmp_path / "a.mp4", 8))
+    with pytest.raises(ValueError, match=message):
+        video.frame_indices(info, **options)
+    with pytest.raises(ValueError, match="frame_order 9 is not one of 0, 1, 2"):
+        sampling.order_frames([0, 1], 9)

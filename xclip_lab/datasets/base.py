@@ -13,13 +13,17 @@ from xclip_lab.registry import Registry
 
 @dataclass(frozen=True)
 class Sample:
-    """One caption of one video. `start` and `end` are seconds, None for the whole file."""
+    """One caption of one video. `start` and `end` are seconds, None for the whole file. `path` may be str."""
 
     video_id: str
     caption: str
     start: float | None = None
     end: float | None = None
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            object.__setattr__(self, "path", Path(self.path))
 
 
 @dataclass(frozen=True)

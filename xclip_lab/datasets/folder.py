@@ -65,7 +65,7 @@ def _samples(root: Path, split: str) -> list[Sample]:
 
 
 def _from_files(root: Path) -> list[Sample]:
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    paths = sorted(path for path in root.rglob("*") if _is_video(path, root))
     if not paths:
         raise DatasetError(f"{root}: no video in it (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     samples = []
@@ -77,6 +77,12 @@ def _from_files(root: Path) -> list[Sample]:
         video_id = path.relative_to(root).as_posix()
         samples += [Sample(video_id, caption, path=path) for caption in captions]
     return samples
+
+
+def _is_video(path: Path, root: Path) -> bool:
+    """Hidden files and those in hidden folders are none: macOS, for one, puts a `._a.mp4` beside `a.mp4`."""
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def name_in_words(stem: str) -> str:
@@ -99,12 +105,23 @@ def _from_json(path: Path) -> list[Sample]:
             (entry.get("file"), entry.get("captions")) if isinstance(entry, dict) else (None, None)
         )
         texts = captions if isinstance(captions, list) else []
-        if not isinstance(file, str) or not texts or not all(isinstance(text, str) for text in texts):
+        if not isinstance(file, str) or not texts or not all(map(_is_caption, texts)):
             raise DatasetError(
                 f'{path}: entry {number} is not {{"file": name, "captions": [text, ...]}}: {str(entry)[:80]}'
             )
-        samples += [Sample(file, text, path=path.parent / file) for text in texts]
+        name = _normal(file)
+        samples += [Sample(name, text, path=path.parent / name) for text in texts]
     return samples
+
+
+def _is_caption(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _normal(name: str) -> str:
+    """One spelling of a path, so that `a.mp4` and `./a.mp4` are one video of the gallery. `..` stays: behind
+    a link it leads elsewhere."""
+    return Path(name).as_posix()
 
 
 def _from_csv(path: Path, split: str) -> list[Sample]:
@@ -113,6 +130,7 @@ def _from_csv(path: Path, split: str) -> list[Sample]:
         name, caption = row["video"].strip(), row["caption"].strip()
         if not name or not caption:
             raise DatasetError(f"{where}: the {'video' if not name else 'caption'} is empty")
+        name = _normal(name)
         if "split" in row and row["split"].strip() not in _SPLITS:
             raise DatasetError(f"{where}: split {row['split']!r} is not one of {', '.join(_SPLITS)}")
         if "split" in row and row["split"].strip() != split:
@@ -134,15 +152,22 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
             if not columns:
                 columns = _columns(path, cells)
-            elif cells and len(cells) != len(columns):
+            elif len(cells) != len(columns):
                 raise DatasetError(
                     f"{where}: {len(cells)} columns, not {len(columns)}; put a caption with a comma in quotes"
                 )
-            elif cells:
+            else:
                 yield where, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
+        if "field larger" in str(error):
+            raise DatasetError(
+                f"{path}, line {reader.line_num}: a field longer than {csv.field_size_limit()} characters; "
+                "a quote that is never closed makes one"
+            ) from error
         raise DatasetError(
             f"{path}, line {reader.line_num}: not valid CSV ({error}); a quoted caption ends with a quote "
             "before the comma, and a quote inside it is doubled"
