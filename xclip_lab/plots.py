@@ -200,7 +200,7 @@ def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
     if not scores:
         return None
     classes = ["all", *CONTENT_CLASSES]
-    figure = Figure(figsize=(6.8, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.8, 3.6), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / len(scores)
     looks = [(DARK, None), (DARK, "xxx"), (MIDDLE, "..."), (LIGHT, "///")]
@@ -218,7 +218,7 @@ def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
     axis.set_xticks(range(len(classes)), ["all content words", *(f"{kind} words" for kind in classes[1:])])
     axis.set(ylabel="attention on the word's frames", ylim=(0, 1.08))
     axis.grid(axis="y")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure
 
 
