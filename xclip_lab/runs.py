@@ -208,9 +208,13 @@ def _summary(run_dir: Path) -> RunSummary:
 
 
 def _state(stamp: dict[str, Any], epochs: int) -> str:
-    if stamp["step"] == stamp["total_steps"]:
-        return f"finished, {stamp['step']} steps"
-    return f"epoch {stamp['epoch']} of {epochs}, step {stamp['step']} of {stamp['total_steps']}"
+    try:
+        step, total, epoch = stamp["step"], stamp["total_steps"], stamp["epoch"]
+    except (KeyError, TypeError):
+        return "the checkpoint's stamp.json is damaged"
+    return (
+        f"finished, {step} steps" if step == total else f"epoch {epoch} of {epochs}, step {step} of {total}"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,27 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.parity.golden import Golden
 from tests.shared import golden_path, needs_golden
-from xclip_lab import load_config, load_model, load_official, save_official
+from tests.unit.tiny import tiny
+from xclip_lab import load_model, load_official, save_official
 from xclip_lab.checkpoint import official_state_dict, save_model
 from xclip_lab.errors import CheckpointError, ConfigError
-from xclip_lab.model import create_model
-
-TINY = {
-    "towers.architecture.vision_width": 32,
-    "towers.architecture.text_width": 32,
-    "towers.architecture.embed_dim": 32,
-    "towers.architecture.vision_layers": 1,
-    "towers.architecture.text_layers": 1,
-    "towers.architecture.vocab_size": 60,
-    "temporal.layers": 1,
-    "max_words": 8,
-    "max_frames": 4,
-}
-
-
-def tiny(**changes):
-    torch.manual_seed(0)
-    return create_model(load_config("quickstart", TINY | changes))
 
 
 def same_weights(one, other) -> bool:

@@ -6,31 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from xclip_lab import Batch, TokenSet, create_model, load_config
+from tests.unit.tiny import tiny
+from xclip_lab import Batch, TokenSet
 from xclip_lab.attention import run_with_cache, tap_names
 from xclip_lab.config import TemporalConfig
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads.base import masked_frame_mean
 from xclip_lab.model import evaluating
 from xclip_lab.temporal import SeqLSTM, SeqTransf
-
-TINY = {
-    "towers.architecture.vision_width": 32,
-    "towers.architecture.text_width": 32,
-    "towers.architecture.embed_dim": 32,
-    "towers.architecture.vision_layers": 1,
-    "towers.architecture.text_layers": 1,
-    "towers.architecture.image_size": 32,
-    "towers.architecture.vocab_size": 60,
-    "temporal.layers": 1,
-    "max_words": 8,
-    "max_frames": 4,
-}
-
-
-def tiny(**changes):
-    torch.manual_seed(0)
-    return create_model(load_config("quickstart", TINY | changes)).eval()
 
 
 def batch_of(texts: int = 3, videos: int = 3) -> Batch:

@@ -142,7 +142,7 @@ HOSTS = [
         ("download", "pytorch", "org"),
     ]
 ]
-OF_ONE_MACHINE = ["--" + "index-url", "--" + "find-links"]
+OF_ONE_MACHINE = ["--index" + "-url", "--find" + "-links"]
 OF_ONE_MACHINE += ["/" + folder for folder in ("work/", "tmp/venv", "root/", "home/", "Users/")]
 
 

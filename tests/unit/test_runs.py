@@ -201,4 +201,6 @@ def test_list_of_runs(tmp_path):
     assert (first.name, first.preset, first.state, first.metrics) == ("a", "quickstart", "no checkpoint", {})
     assert second.state == "epoch 2 of 10, step 40 of 200"
     assert second.metrics == metrics
+    (checkpoint / "stamp.json").write_text('{"step": 40}')
+    assert list_runs(tmp_path)[1].state == "the checkpoint's stamp.json is damaged"
     assert third.state == "config.yaml is damaged"
