@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from xclip_lab.evaluation import Result
 from xclip_lab.metrics import METRICS
+from xclip_lab.result import Result
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from xclip_lab.datasets import Sample as Sample
     from xclip_lab.datasets import VideoTextDataset as VideoTextDataset
     from xclip_lab.datasets import load_dataset as load_dataset
-    from xclip_lab.evaluation import Result as Result
     from xclip_lab.evaluation import evaluate as evaluate
     from xclip_lab.model import RetrievalModel as RetrievalModel
     from xclip_lab.model import create_model as create_model
+    from xclip_lab.result import Result as Result
     from xclip_lab.tokens import TokenSet as TokenSet
     from xclip_lab.train import fit as fit
 
@@ -28,7 +28,7 @@ __version__ = version("xclip-lab")
 
 _HOME = {
     "Batch": "batching",
-    "Result": "evaluation",
+    "Result": "result",
     "RetrievalModel": "model",
     "RunConfig": "config",
     "Sample": "datasets",

@@ -164,6 +164,12 @@ def _parser() -> _Parser:
         example="xclip-lab train --preset quickstart --train.epochs 3 --run-dir runs/short",
     )
     train.add_argument("--preset", required=True, help="a name of `xclip-lab presets`, or a YAML file")
+    train.add_argument(
+        "--init",
+        metavar="FILE",
+        help="weights to start from (train.init): a run folder, a checkpoint or an official file",
+    )
+    train.add_argument("--family", metavar="F", help="of the official file, checked against the preset")
     _add_run_dir(train)
 
     evaluate = parser.add_command(
@@ -174,11 +180,33 @@ def _parser() -> _Parser:
         "videos is tried. Keys of data and evaluation are options as well, such as --data.root clips.",
         overrides=True,
         example="xclip-lab evaluate runs/short --split test\n"
-        "  xclip-lab evaluate --preset xclip-folder-b32 --data.root clips",
+        "  xclip-lab evaluate runs/short --rerank qb_norm --query-bank train\n"
+        "  xclip-lab evaluate --preset xclip-folder-b32 --data.root clips\n"
+        "  xclip-lab evaluate --official pytorch_model.bin.4 --family xclip --preset xclip-folder-b32 "
+        "--data.root clips",
     )
     evaluate.add_argument("run_or_checkpoint", nargs="?", metavar="RUN", help="a run folder or a checkpoint")
-    evaluate.add_argument("--preset", help="settings, for a fresh model or a checkpoint outside a run folder")
+    evaluate.add_argument(
+        "--preset", help="settings, for a fresh model, an official file or a checkpoint outside a run folder"
+    )
     evaluate.add_argument("--split", help="train, val or test (the default is data.test_split)")
+    evaluate.add_argument(
+        "--rerank",
+        metavar="METHOD",
+        help="put a re-ranked result beside the raw one: dual_softmax or qb_norm (evaluation.rerank)",
+    )
+    evaluate.add_argument(
+        "--query-bank",
+        metavar="SPLIT",
+        help="whose statistics qb_norm uses (evaluation.query_bank); else data.train_split",
+    )
+    evaluate.add_argument("--official", metavar="FILE", help="a published checkpoint (pytorch_model.bin.N)")
+    evaluate.add_argument("--family", metavar="F", help="whose it is: clip4clip, xclip, clip2video or glscl")
+    evaluate.add_argument(
+        "--migrate",
+        action="store_true",
+        help="cut its matrices to the preset's max_words and max_frames, or pad them with the identity",
+    )
     evaluate.add_argument(
         "--out",
         metavar="DIR",

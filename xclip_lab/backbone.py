@@ -7,7 +7,7 @@ import dataclasses
 import open_clip
 import torch
 from open_clip.model import CLIP, convert_weights_to_lp
-from torch import Tensor
+from torch import Tensor, nn
 
 from xclip_lab.config import TowersConfig, TowerSizes
 from xclip_lab.errors import ConfigError
@@ -20,9 +20,10 @@ class Towers(CLIP):
 
     Args:
         sizes: of both towers. half: keep matrices in fp16, as the official runs do.
+        mask_padded_words: hide padded words from the text tower's attention, as GLSCL does.
     """
 
-    def __init__(self, sizes: TowerSizes, half: bool = False) -> None:
+    def __init__(self, sizes: TowerSizes, half: bool = False, mask_padded_words: bool = False) -> None:
         super().__init__(
             sizes.embed_dim,
             {
@@ -42,15 +43,16 @@ class Towers(CLIP):
             quick_gelu=sizes.quick_gelu,
             cast_dtype=torch.float16 if half else None,
         )
-        self.sizes = sizes
+        self.sizes, self.mask_padded_words = sizes, mask_padded_words
 
-    def words(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def words(self, token_ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sentence and word features (CLIP4Clip 3.2): every position through ln_final and the projection.
 
         The causal mask and the positions are cut to W. The sentence is the position of the largest token id.
 
         Args:
             token_ids: int64 `[B, W]`, W at most the context length.
+            mask: `[B, W]`, 1 = real; used where `mask_padded_words` hides padded words from the attention.
 
         Returns:
             sentence `[B, D]`, words `[B, W, D]`, float32, not normalised.
@@ -58,13 +60,52 @@ class Towers(CLIP):
         length = token_ids.shape[1]
         dtype = self.transformer.get_cast_dtype()
         x = self.token_embedding(token_ids).to(dtype) + self.positional_embedding[:length].to(dtype)
-        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
+        attention = self.attn_mask[:length, :length]
+        if self.mask_padded_words and mask is not None:
+            hidden = torch.zeros_like(mask, dtype=attention.dtype).masked_fill(mask == 0, -torch.inf)
+            attention = attention + hidden[:, None, :].repeat_interleave(self.sizes.text_heads, dim=0)
+        x = self.ln_final(self.transformer(x, attn_mask=attention))
         words = (x @ self.text_projection).float()
         return words[torch.arange(len(words), device=words.device), token_ids.argmax(-1)], words
 
-    def frames(self, images: Tensor) -> Tensor:
-        """One vector a frame, the class token after ln_post and proj: `[N, 3, H, W]` -> float32 `[N, D]`."""
-        return self.visual(images.to(self.visual.conv1.weight.dtype)).float()
+    def frames(self, video: Tensor) -> Tensor:
+        """One vector a frame, the class token after ln_post and proj.
+
+        Args:
+            video: `[B, F, 3, H, W]`, normalised pixels. Under the 3D patch each frame sees its neighbours.
+
+        Returns:
+            `[B, F, D]`, float32.
+        """
+        visual, shape = self.visual, video.shape[:2]
+        video = video.to(visual.conv1.weight.dtype)
+        if not hasattr(visual, "conv2"):
+            return visual(video.flatten(0, 1)).float().unflatten(0, shape)
+        patches = visual.conv2(video.transpose(1, 2)).transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        x = torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        x = visual.transformer(visual.ln_pre(x))
+        return (visual.ln_post(x[:, 0]) @ visual.proj).float().unflatten(0, shape)
+
+    def add_3d_patch(self) -> None:
+        """Embed patches over three frames (CLIP4Clip 3.1) by `conv2` in place of `conv1`, which stays unused.
+
+        It starts as the 2D embedding: `conv1`'s weights at the middle frame, zeros at the others.
+        """
+        flat, patch = self.visual.conv1.weight, self.sizes.patch_size
+        conv2 = nn.Conv3d(
+            3,
+            len(flat),
+            (3, patch, patch),
+            (1, patch, patch),
+            padding=(1, 0, 0),
+            bias=False,
+            dtype=flat.dtype,
+        )
+        with torch.no_grad():
+            conv2.weight.zero_()
+            conv2.weight[:, :, 1] = flat
+        self.visual.conv2 = conv2
 
 
 def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:
@@ -76,7 +117,8 @@ def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:
     """
     sizes = config.architecture or sizes_of(str(config.name))
     _check_heads(sizes)
-    towers = Towers(sizes, half=config.precision == "fp16")
+    half = config.precision == "fp16"
+    towers = Towers(sizes, half, config.mask_padded_words)
     if config.pretrained and load_pretrained:
         path = locate(config.pretrained, config.name)
         if not sizes.quick_gelu and (config.pretrained == "openai" or is_openai_archive(path)):
@@ -85,9 +127,12 @@ def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:
                 f"use {config.name}-quickgelu"
             )
         load_clip_weights(towers, path)
-    if config.precision == "fp16":
+    if config.linear_patch == "3d":
+        towers.add_3d_patch()
+    if half:
         convert_weights_to_lp(towers, torch.float16)
     towers.set_grad_checkpointing(config.gradient_checkpointing)
+    towers.visual.conv1.weight.requires_grad_(not config.freeze_conv1)
     return towers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -290,8 +291,15 @@ def make_loader(
         num_workers=workers,
         collate_fn=_Collate(clips.config.max_words, clips.config.max_frames),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_group,
     )
     return Loader(loader, clips)
+
+
+def _leave_group(worker: int) -> None:
+    """Keep a worker out of reach of a signal to all processes of a run: the main one stops after its step,
+    and until then it needs its workers."""
+    os.setpgid(0, 0)
 
 
 def collate(clips: Sequence[Clip], max_words: int, max_frames: int) -> Batch:

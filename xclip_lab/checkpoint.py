@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,16 @@ from torch import Tensor
 from xclip_lab.config import (
     ModelConfig,
     RunConfig,
-    TowerSizes,
     load_config,
     model_config_from_dict,
     to_dict,
 )
 from xclip_lab.errors import CheckpointError, ConfigError
+from xclip_lab.families import FAMILIES
 from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.pretrained import load_strictly, read_state_dict
-from xclip_lab.registry import Registry
 
 MODEL_FILE = "model.safetensors"
-
-OfficialConfig = Callable[[Mapping[str, Tensor], dict[str, Any]], ModelConfig]
-FAMILIES: Registry[OfficialConfig] = Registry("family")
 
 
 def save_model(model: RetrievalModel, folder: str | Path) -> Path:
@@ -106,10 +101,14 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
 
     Args:
         source: a file (`pytorch_model.bin.N`) or a state dict with the official key names.
-        family: `xclip`.
-        options: what shapes cannot tell. xclip: `agg_module` (meanP, seqLSTM, seqTransf; told by the keys
-            where left out), `max_words` and `max_frames` to migrate the learned matrices to other lengths
-            (cut, or padded with the identity), and any setting of the head, such as `mask_padding`.
+        family: clip4clip, xclip, clip2video or glscl.
+        options: what shapes cannot tell; what is left out is told by the keys or as in the released code.
+            All: `agg_module` (meanP, seqLSTM, seqTransf; clip4clip also tightTransf, clip2video also tdb),
+            and any setting of the head or switch of the ledger, such as `mask_padding`. xclip: `max_words`
+            and `max_frames` migrate the learned matrices to other lengths (cut, or padded with the identity).
+            clip2video: `temporal_proj` (default, sigmoid_mlp, sigmoid_selfA), `center_proj` (None for no
+            TAB, plain, TAB, TAB_TDB), `center_weight`. glscl: `query_share`, `cross_att_share`, `temp`,
+            `alpha`, `beta`, `loss2_weight`.
 
     Raises:
         ConfigError: unknown family or option. CheckpointError: unsafe or damaged file; missing, unexpected
@@ -123,17 +122,22 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
         config = FAMILIES[family](state, options)
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"{name} is no {family} checkpoint: {_what_is_wrong(error)}") from error
-    model = _model_of(config, state, name)
+    model = fill_officially(config, state, name)
     if lengths:
         config = model_config_from_dict(to_dict(config) | lengths)
         migrated = migrate_lengths(official_state_dict(model), config.max_words, config.max_frames)
-        model = _model_of(config, migrated, name)
-    model.origin = Origin(f"{name} (official {family})")
+        model = fill_officially(config, migrated, name)
+    dtypes = {key: value.dtype for key, value in state.items()}
+    model.origin = Origin(f"{name} (official {family})", selection_split="unknown", dtypes=dtypes)
     return model.eval()
 
 
-def _model_of(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> RetrievalModel:
-    """A model with the weights of an official state dict, whose keys and shapes must be the model's."""
+def fill_officially(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> RetrievalModel:
+    """A model as configured, in float32, with the weights of an official state dict.
+
+    Raises:
+        CheckpointError: its keys and shapes are not the model's; lists missing, unexpected and mis-sized ones.
+    """
     model = RetrievalModel(config, load_pretrained=False)
     load_strictly(model, {key: value.float() for key, value in state.items()}, name, official_name)
     return model
@@ -146,41 +150,23 @@ def _what_is_wrong(error: KeyError | IndexError) -> str:
 
 
 def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
-    """The weights under the official code's names."""
-    return {official_name(name): value for name, value in model.state_dict().items()}
+    """The weights under the official code's names, on the CPU.
+
+    What came from an official file in another precision goes back to it, unless that would change it: the
+    official runs keep the towers' matrices in fp16.
+    """
+    state = {official_name(name): value.detach().cpu() for name, value in model.state_dict().items()}
+    for name, dtype in model.origin.dtypes.items():
+        narrow = state[name].to(dtype)
+        if torch.equal(narrow.to(state[name].dtype), state[name]):
+            state[name] = narrow
+    return state
 
 
 def save_official(model: RetrievalModel, path: str | Path) -> None:
     """Write the weights as the official code does (`pytorch_model.bin`): a state dict by `torch.save`."""
-    state = {name: value.detach().cpu() for name, value in official_state_dict(model).items()}
     with open(path, "wb") as file:  # torch.save on a path hides a full disk behind an error of its own
-        torch.save(state, file)
-
-
-def tower_sizes(state: Mapping[str, Tensor]) -> TowerSizes:
-    """The towers' sizes from the shapes of an official state dict (keys start with `clip.`)."""
-    conv = state["clip.visual.conv1.weight"]
-    grid = round((state["clip.visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    text_width = state["clip.token_embedding.weight"].shape[1]
-    return TowerSizes(
-        embed_dim=state["clip.text_projection"].shape[1],
-        image_size=grid * conv.shape[-1],
-        patch_size=conv.shape[-1],
-        vision_width=conv.shape[0],
-        vision_layers=count_layers(state, "clip.visual.transformer"),
-        vision_heads=max(1, conv.shape[0] // 64),
-        text_width=text_width,
-        text_layers=count_layers(state, "clip.transformer"),
-        text_heads=max(1, text_width // 64),
-        context_length=state["clip.positional_embedding"].shape[0],
-        vocab_size=state["clip.token_embedding.weight"].shape[0],
-    )
-
-
-def count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of transformer blocks below `prefix`."""
-    pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(\d+)\.")
-    return len({match[1] for match in map(pattern.match, state) if match})
+        torch.save(official_state_dict(model), file)
 
 
 def migrate_lengths(state: Mapping[str, Tensor], max_words: int, max_frames: int) -> dict[str, Tensor]:
@@ -195,23 +181,3 @@ def migrate_lengths(state: Mapping[str, Tensor], max_words: int, max_frames: int
             matrix[:shared, :shared] = state[name][:shared, :shared]
             migrated[name] = matrix
     return migrated
-
-
-@FAMILIES.register("xclip")
-def _xclip_config(state: Mapping[str, Tensor], options: dict[str, Any]) -> ModelConfig:
-    agg_module = options.pop("agg_module", None) or _agg_module_of(state)
-    return model_config_from_dict(
-        {
-            "towers": {"name": None, "pretrained": None, "architecture": to_dict(tower_sizes(state))},
-            "temporal": {"agg_module": agg_module, "layers": count_layers(state, "transformerClip") or 1},
-            "head": {"name": "xclip", **options},
-            "max_words": state["word_logit_weight"].shape[0],
-            "max_frames": state["frame_logit_weight"].shape[0],
-        }
-    )
-
-
-def _agg_module_of(state: Mapping[str, Tensor]) -> str:
-    if count_layers(state, "transformerClip"):
-        return "seqTransf"
-    return "seqLSTM" if any(key.startswith("lstm_visual.") for key in state) else "meanP"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,58 +45,94 @@ def quickstart(arguments: Namespace) -> None:
 
 
 def train(arguments: Namespace) -> None:
-    """Train as a preset says, or go on where the run stopped."""
+    """Train as a preset says, or go on where the run stopped. Of several processes the first one speaks."""
     from xclip_lab import study
     from xclip_lab.config import load_config
+    from xclip_lab.distributed import first_speaks, joined
+    from xclip_lab.official import check_family
     from xclip_lab.runs import prepare_data
     from xclip_lab.train import fit
 
-    config = load_config(arguments.preset, arguments.overrides)
-    prepare_data(config)
-    train_set, val_set = study.open_training_splits(config)
-    run_dir = _run_dir(arguments, config)
-    result = fit(study.new_model(config), config, train_set, run_dir, val=val_set)
-    if result.broken:
-        print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
-    print(
-        f"trained for {result.steps} steps in {result.seconds:.0f} s; the model is {result.checkpoint}\n"
-        f"next: xclip-lab evaluate {run_dir}"
-    )
+    config = load_config(arguments.preset, _with(arguments, {"train.init": arguments.init}))
+    if arguments.family is not None:
+        check_family(arguments.family, config)
+    with joined(config.train.device) as ranks, first_speaks(ranks):
+        # One after the other: machines that share a disk make the data once, the others each for itself.
+        for its_turn in (ranks.first, ranks.local_rank == 0 and not ranks.first):
+            if its_turn:
+                prepare_data(config)
+            ranks.wait()
+        train_set, val_set = study.open_training_splits(config)
+        run_dir = ranks.share(_run_dir(arguments, config) if ranks.first else None)
+        result = fit(study.new_model(config), config, train_set, run_dir, val=val_set)
+        if result.broken:
+            print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
+        print(
+            f"trained for {result.steps} steps in {result.seconds:.0f} s; the model is {result.checkpoint}\n"
+            f"next: xclip-lab evaluate {run_dir}"
+        )
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Retrieval metrics of a run, a checkpoint or a fresh model."""
+    """Retrieval metrics of a run, a checkpoint, an official file or a fresh model."""
     import xclip_lab
     from xclip_lab import study
-    from xclip_lab.checkpoint import find_model_file, run_folder_of
     from xclip_lab.config import load_config
     from xclip_lab.runs import result_dir
 
-    trained = arguments.run_or_checkpoint
-    if trained is None and arguments.preset is None:
-        raise ConfigError(
-            "nothing to evaluate: name a run folder or checkpoint, or a fresh model by --preset"
-        )
-    file = None if trained is None else find_model_file(trained)
-    folder = None if file is None else run_folder_of(file)
-    settings = arguments.preset or (folder and folder / "config.yaml")
-    if settings is None:
-        raise ConfigError(f"{file} lies in no run folder; give its settings by --preset")
-    config = load_config(settings, arguments.overrides)
+    file, settings = _what_to_evaluate(arguments)
+    shortcuts = {"evaluation.rerank": arguments.rerank, "evaluation.query_bank": arguments.query_bank}
+    config = load_config(settings, _with(arguments, shortcuts))
     split = arguments.split or config.data.test_split
     dataset = study.open_split(config, split)
     if file is not None:
-        _refuse_model_keys(arguments.overrides, file)
-    model, config = study.open_model(file, config)
+        _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
+    model, config = study.open_model(file, config, arguments.family or "", arguments.migrate)
     result = xclip_lab.evaluate(model, dataset, config)
     print(result)
     print(f"saved in {result.save(arguments.out or result_dir(file, config, f'evaluation/{split}'))}")
 
 
-def _refuse_model_keys(keys: Iterable[str], file: Path) -> None:
+def _what_to_evaluate(arguments: Namespace) -> tuple[Path | None, str | Path]:
+    """The model's file, None for a fresh one; the preset's name or the path of the settings."""
+    from xclip_lab.checkpoint import find_model_file, run_folder_of
+
+    trained, official, preset = arguments.run_or_checkpoint, arguments.official, arguments.preset
+    if official is not None:
+        if trained is not None:
+            raise ConfigError(f"evaluate either {trained} or --official {official}, not both")
+        if arguments.family is None or preset is None:
+            raise ConfigError(
+                "--official FILE needs --family F, whose code wrote it, and --preset P, for the data and for "
+                "what the file's shapes cannot tell"
+            )
+        return Path(official), preset
+    if arguments.family is not None or arguments.migrate:
+        raise ConfigError("--family and --migrate belong to an official file: give it by --official FILE")
+    if trained is None and preset is None:
+        raise ConfigError(
+            "nothing to evaluate: name a run folder or checkpoint, an official file by --official, or a "
+            "fresh model by --preset"
+        )
+    file = None if trained is None else find_model_file(trained)
+    folder = None if file is None else run_folder_of(file)
+    settings = preset or (folder and folder / "config.yaml")
+    if settings is None:
+        raise ConfigError(f"{file} lies in no run folder; give its settings by --preset")
+    return file, settings
+
+
+def _with(arguments: Namespace, shortcuts: Mapping[str, str | None]) -> dict[str, str]:
+    """The keys given as options, with those that have an option of their own."""
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    return {**arguments.overrides, **given}
+
+
+def _refuse_model_keys(keys: Iterable[str], file: Path, official: bool) -> None:
+    """A checkpoint of ours holds all of its model; of an official one the preset tells all but the towers."""
     from xclip_lab.config import ModelConfig
 
-    of_the_model = {field.name for field in dataclasses.fields(ModelConfig)}
+    of_the_model = {"towers"} if official else {field.name for field in dataclasses.fields(ModelConfig)}
     for key in keys:
         if key.split(".")[0] in of_the_model:
             raise ConfigError(f"{key}: {file} holds the model with its own settings; train another one")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from xclip_lab.blocks import check_width
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.ranges import (
@@ -58,7 +59,10 @@ class TowersConfig:
     `name` is a ViT that open_clip knows (`ViT-B-32-quickgelu`), or null with `architecture` given.
     `pretrained` is an open_clip tag (`openai`), a file (OpenAI's archive, a state dict, safetensors) or
     null for random weights. `freeze_layer_num`: -1 trains everything, 0 freezes embeddings and stems, n also
-    the first n blocks of both towers (official). `precision` `fp16` keeps the towers' matrices in half
+    the first n blocks of both towers (official). `freeze_conv1` also freezes the patch embedding, whatever
+    else trains (GLSCL). `linear_patch` `3d` embeds patches over three frames (CLIP4Clip); officially it
+    switches freezing off, which `freeze_with_3d_patch` repairs (ledger 11). `mask_padded_words` hides padded
+    words from the text tower's attention (GLSCL). `precision` `fp16` keeps the towers' matrices in half
     precision as the official runs do (ledger 6).
     """
 
@@ -67,15 +71,27 @@ class TowersConfig:
     pretrained: str | None = "openai"
     gradient_checkpointing: bool = False
     freeze_layer_num: int = -1
+    freeze_conv1: bool = False
+    linear_patch: Literal["2d", "3d"] = "2d"
+    freeze_with_3d_patch: bool = False
+    mask_padded_words: bool = False
     precision: Literal["fp32", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)
 class TemporalConfig:
-    """What runs over a video's frames: `agg_module` and the number of its transformer layers."""
+    """What runs over a video's frames: `agg_module` and the number of its transformer layers.
 
-    agg_module: Literal["meanP", "seqLSTM", "seqTransf"] = "seqTransf"
+    `temporal_proj` is what `tdb` makes of a difference of frames. `mask_differences` hides the difference with
+    a padded frame, which officially counts (ledger 4). `mixed_head_masks` repeats CLIP2Video's slip: with two
+    attention heads or more a video takes masks of others in its batch (ledger 3).
+    """
+
+    agg_module: Literal["meanP", "seqLSTM", "seqTransf", "tdb"] = "seqTransf"
     layers: PositiveInt = 4
+    temporal_proj: Literal["default", "sigmoid_mlp", "sigmoid_selfA"] = "sigmoid_selfA"
+    mask_differences: bool = False
+    mixed_head_masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,13 +179,22 @@ class OptimConfig:
 class TrainConfig:
     """The loop. `batch_size` pairs a step, in `accumulate` parts whose gradients are averaged (the official
     accumulation: negatives come from one part only). `max_steps` ends early. `select` is the metric that
-    chooses the best checkpoint, on `data.val_split`. `checkpoint_every` and `log_every` count steps."""
+    chooses the best checkpoint, on `data.val_split`. `checkpoint_every` and `log_every` count steps.
+
+    With torchrun `batch_size` is that of all processes together, and `gather_gradients` `exact` gives what one
+    process would with the whole batch; `official` gives the towers 1 / processes of it (ledger 7).
+
+    `init` gives the model other weights to start from than `towers.pretrained`: all of its own, from a run
+    folder, a checkpoint of ours or an official file (`pytorch_model.bin.N`).
+    """
 
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 128
     accumulate: PositiveInt = 1
     max_steps: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    gather_gradients: Literal["exact", "official"] = "exact"
+    init: str | None = None
     select: SelectionMetric = "t2v/R@1"
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 10
@@ -179,13 +204,26 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     """`batch_size` clips are encoded at once; `block_size` texts and videos scored at once. `bootstrap` draws
-    give the intervals. `allow_missing` videos may be absent or unreadable; the result then says so."""
+    give the intervals. `allow_missing` videos may be absent or unreadable; the result then says so.
+
+    `rerank` puts a re-ranked result beside the raw one. `dual_softmax` uses all evaluated queries at once, at
+    `rerank_temperature`. `qb_norm` uses another split's captions and videos, `query_bank` (null:
+    `data.train_split`), which must never contain what is evaluated; `qb_beta` is its inverse temperature, and
+    it acts on what at least `qb_theta` queries of the bank find among their first `qb_k`. Both temperatures
+    are for cosines: where a similarity carries CLIP's scale, that is divided out first.
+    """
 
     batch_size: PositiveInt = 32
     block_size: PositiveInt = 64
     ties: Literal["pessimistic", "optimistic", "mean", "official"] = "pessimistic"
     bootstrap: NonNegativeInt = 1000
     allow_missing: NonNegativeInt = 0
+    rerank: Literal["none", "dual_softmax", "qb_norm"] = "none"
+    rerank_temperature: PositiveFloat = 0.01
+    query_bank: str | None = None
+    qb_beta: PositiveFloat = 20.0
+    qb_k: PositiveInt = 1
+    qb_theta: PositiveInt = 1
 
 
 @dataclass(frozen=True)
@@ -218,6 +256,7 @@ class RunConfig:
         )
 
 
+_DEFAULT_HEAD = "xclip"
 _SECTIONS = {
     "towers": TowersConfig,
     "temporal": TemporalConfig,
@@ -248,7 +287,8 @@ def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Args:
         preset: a preset's name, or the path of a YAML file (such as a run's `config.yaml`).
-        overrides: dotted keys to values, such as `{"head.temperature": 0.1}`.
+        overrides: dotted keys to values, such as `{"head.temperature": 0.1}`. Another `head.name` than the
+            preset's starts from that head's defaults: the preset's settings of its own head fall away.
 
     Raises:
         ConfigError: unknown preset, key or value; says which, what is allowed and the nearest right spelling.
@@ -261,9 +301,12 @@ def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) 
             f"overrides: {overrides!r} is not allowed (expected dotted keys to values, as a dict)"
         )
     values, name = _preset_values(preset)
+    over: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        values = merge(values, nest(str(key), value))
-    return config_from_dict(values, name)
+        over = merge(over, nest(str(key), value))
+    if _head_name(over) not in (None, _head_name(values) or _DEFAULT_HEAD):
+        values.pop("head", None)
+    return config_from_dict(merge(values, over), name)
 
 
 def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunConfig:
@@ -276,6 +319,7 @@ def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunCo
     everywhere = _all_keys()
     if values:
         raise unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS], everywhere)
+    _refuse_head_as_agg_module(sections["temporal"])
     built = {key: build(cls, sections[key], key, everywhere) for key, cls in _SECTIONS.items()}
     head = _build_head(sections["head"], everywhere)
     config = RunConfig(preset=preset, head=head, **scalars, **built)
@@ -319,11 +363,24 @@ def _preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:
     )
 
 
+def _head_name(values: Mapping[str, Any]) -> Any:
+    """What nested values say of `head.name`, None where they say nothing."""
+    head = values.get("head")
+    return head.get("name") if isinstance(head, Mapping) else None
+
+
 def _build_head(values: Any, everywhere: list[str]) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"head: {values!r} is not allowed (expected keys such as head.name)")
-    name = check("head.name", str, values.get("name", "xclip"))
+    name = check("head.name", str, values.get("name", _DEFAULT_HEAD))
     return build(HEADS[name].config_class, values, "head", everywhere)
+
+
+def _refuse_head_as_agg_module(temporal: Any) -> None:
+    """The official code counts `tightTransf` among the `agg_module`s; here it is a head."""
+    agg_module = temporal.get("agg_module") if isinstance(temporal, Mapping) else None
+    if agg_module in HEADS.names():
+        raise ConfigError(f"temporal.agg_module: {agg_module} is a head here; set head.name={agg_module}")
 
 
 def _check_together(config: RunConfig) -> None:
@@ -336,13 +393,9 @@ def _check_together(config: RunConfig) -> None:
     for key, most in (("max_words", min(positions, CLIP_POSITIONS)), ("max_frames", positions)):
         if getattr(config, key) > most:
             raise ConfigError(f"{key}: {getattr(config, key)} is not allowed (there are {most} positions)")
-    added_heads = max(1, sizes.embed_dim // 64) if sizes else 1
-    if sizes and config.temporal.agg_module == "seqTransf" and sizes.embed_dim % added_heads:
-        raise ConfigError(
-            f"towers.architecture.embed_dim: {sizes.embed_dim} is not allowed with seqTransf, whose blocks "
-            f"have a head for each 64 of the width (the next that fit: {sizes.embed_dim // 64 * 64}, "
-            f"{sizes.embed_dim // 64 * 64 + 64})"
-        )
+    HEADS[config.head.name].check(config.head, config.temporal, sizes.embed_dim if sizes else None)
+    if config.temporal.agg_module in ("seqTransf", "tdb"):
+        check_width(sizes.embed_dim if sizes else None, config.temporal.agg_module)
     if train.batch_size % train.accumulate:
         below = train.batch_size // train.accumulate * train.accumulate
         fits = " or ".join(str(size) for size in (below, below + train.accumulate) if size)

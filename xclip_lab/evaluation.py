@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,170 +11,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xclip_lab.atomic import TEMPORARY, sync, write_text
 from xclip_lab.batching import ClipDataset, FrameStore, make_loader
 from xclip_lab.config import RunConfig, config_from_dict
-from xclip_lab.datasets.base import VideoTextDataset
-from xclip_lab.errors import DatasetError, UserError
-from xclip_lab.metrics import (
-    METRICS,
-    Entries,
-    MetricError,
-    lower_median,
-    metrics_of,
-    rank_entries,
-    retrieval_metrics,
-)
+from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
+from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint, versions
-from xclip_lab.stats import recall_intervals
+from xclip_lab.rerank import dual_softmax, qb_norm
+from xclip_lab.result import Result, count_and_first
 from xclip_lab.text import check_vocabulary, tokenize
 from xclip_lab.tokens import TokenSet
 
 FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
-SIDES = {"t2v": "text-to-video", "v2t": "video-to-text"}
-
-
-class ResultError(UserError):
-    """A result that cannot be written, or a folder that holds none."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """An evaluation and how it came about.
-
-    Attributes:
-        similarity: float32 `[T, V]`. text_to_video: `[T]`, the column of each caption's video.
-        captions: the T texts. videos: the V video ids. rows: `[T]`, the dataset's sample that each row is
-            (every sample in its order, less those of missing videos).
-        clusters: `[V]`, videos with the same number are drawn together (`video_clusters`).
-        ranks: `{"t2v": [T], "v2t": [V]}`, from 1; under `official` ties add entries.
-        metrics: `{"t2v": {"R@1": ...}, "v2t": {...}}`, recalls in percent.
-        intervals: the same keys, 95% (low, high), bootstrapped over clusters; empty where there are none.
-        stamp: checkpoint, dataset, protocol, what selected the checkpoint, ties, sampler, versions and so on.
-    """
-
-    similarity: np.ndarray
-    text_to_video: np.ndarray
-    captions: list[str]
-    videos: list[str]
-    rows: np.ndarray
-    clusters: np.ndarray
-    ranks: dict[str, np.ndarray]
-    metrics: dict[str, dict[str, float]]
-    intervals: dict[str, dict[str, tuple[float, float]]]
-    stamp: dict[str, Any]
-
-    def subset(self, captions: Any) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-        """Text-to-video metrics of some captions in the full gallery, and their intervals.
-
-        Args:
-            captions: bool `[T]`, for example `levels[result.rows] == 3`.
-
-        Raises:
-            MetricError: another length, or no caption chosen.
-        """
-        chosen = np.asarray(captions, dtype=bool)
-        if chosen.shape != self.text_to_video.shape:
-            raise MetricError(
-                f"subset: expected one truth value for each of {len(self.captions)} captions, "
-                f"got shape {list(chosen.shape)}"
-            )
-        ties = self.stamp["ties"]
-        entries = rank_entries(self.similarity, self.text_to_video, ties)["t2v"]
-        kept = chosen[entries.queries]
-        entries = Entries(entries.ranks[kept], entries.queries[kept])
-        lower = lower_median(self.text_to_video, ties)
-        clusters = self.clusters[self.text_to_video]
-        return metrics_of(entries.ranks, lower), _intervals(entries, clusters, self.stamp, lower)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write `metrics.json`, `intervals.json`, `stamp.json`, `gallery.json` and `similarity.npy`.
-
-        Each file appears whole or not at all; `metrics.json` comes last.
-
-        Raises:
-            ResultError: the folder cannot be written, or the disk is full.
-        """
-        folder = Path(folder)
-        gallery = {
-            "captions": self.captions,
-            "videos": self.videos,
-            "text_to_video": self.text_to_video.tolist(),
-            "rows": self.rows.tolist(),
-            "clusters": self.clusters.tolist(),
-        }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_array(folder / "similarity.npy", self.similarity)
-            _write_json(folder / "gallery.json", gallery)
-            _write_json(folder / "stamp.json", self.stamp)
-            _write_json(folder / "intervals.json", self.intervals)
-            _write_json(folder / "metrics.json", self.metrics)
-        except OSError as error:
-            raise ResultError(
-                f"the result could not be written to {folder}: {error.strerror or error}"
-            ) from error
-        return folder
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Result:
-        """What `save` wrote.
-
-        Raises:
-            ResultError: a file is missing or damaged.
-        """
-        folder = Path(folder)
-        try:
-            similarity = np.load(folder / "similarity.npy", allow_pickle=False)
-            gallery, stamp, intervals, metrics = (
-                json.loads((folder / f"{name}.json").read_text())
-                for name in ("gallery", "stamp", "intervals", "metrics")
-            )
-            text_to_video = np.asarray(gallery["text_to_video"], dtype=np.int64)
-            entries = rank_entries(similarity, text_to_video, stamp["ties"])
-            return cls(
-                similarity=similarity,
-                text_to_video=text_to_video,
-                captions=gallery["captions"],
-                videos=gallery["videos"],
-                rows=np.asarray(gallery["rows"], dtype=np.int64),
-                clusters=np.asarray(gallery["clusters"], dtype=np.int64),
-                ranks={side: found.ranks for side, found in entries.items()},
-                metrics=metrics,
-                intervals={
-                    side: {name: (low, high) for name, (low, high) in found.items()}
-                    for side, found in intervals.items()
-                },
-                stamp=stamp,
-            )
-        except FileNotFoundError as error:
-            raise ResultError(f"no result in {folder}: {Path(error.filename).name} is missing") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"the result in {folder} is damaged: {error}") from error
-
-    def __str__(self) -> str:
-        stamp = self.stamp
-        lines = [
-            f"{stamp['dataset']} / {stamp['split']} (protocol {stamp['protocol'] or 'usual'}): "
-            f"{len(self.captions)} captions, {len(self.videos)} videos",
-            f"ties {stamp['ties']}, post-processing {stamp['post_processing']}, "
-            f"checkpoint selected on {stamp['selection_split'] or 'no split'}",
-            " " * 8 + "".join(f"{title:<28}" for title in SIDES.values()).rstrip(),
-        ]
-        if stamp["missing_videos"]:
-            lines.insert(1, f"left out: {_count_and_first(stamp['missing_videos'])}")
-        for name in METRICS:
-            cells = [self._cell(side, name) for side in SIDES]
-            lines.append(f"{name:<5}" + "".join(f"{cell:<28}" for cell in cells).rstrip())
-        return "\n".join(lines)
-
-    def _cell(self, side: str, name: str) -> str:
-        value = f"{self.metrics[side][name]:8.2f}"
-        if side not in self.intervals:
-            return value
-        low, high = self.intervals[side][name]
-        return f"{value}  [{low:.2f}, {high:.2f}]"
+_BANK_BLOCK = 1024  # captions of a query bank encoded at once: it may have a hundred thousand
 
 
 def video_clusters(dataset: VideoTextDataset) -> np.ndarray:
@@ -198,24 +44,28 @@ def evaluate(
     config: RunConfig | None = None,
     *,
     store: FrameStore | None = None,
+    bank: VideoTextDataset | None = None,
     progress: bool = True,
 ) -> Result:
     """Retrieval in both directions over one split.
 
     The model stays where it is (device, training mode); `max_words` and `max_frames` are the model's own.
+    With `evaluation.rerank` the result carries a second one, `reranked`, whose stamp says how.
 
     Args:
         config: its `data` (sampler, frame order, workers), `evaluation` and `seed` are used; None for those
             of the run that trained the model, or the defaults where it is not known. store: frames decoded
-            before (`batching.preload`). progress: show bars.
+            before (`batching.preload`). bank: for `qb_norm`; None for the split `evaluation.query_bank` of
+            the same dataset. progress: show bars.
 
     Raises:
         DatasetError: no captions, or more videos missing or unreadable than `evaluation.allow_missing`; says
-            how many, names the first and gives a reason.
-        MetricError: a similarity that is NaN.
+            how many, names the first and gives a reason. A query bank with evaluated videos in it.
+        MetricError: a similarity that is NaN; a temperature out of the range of the similarities.
     """
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
+    bank = _query_bank(dataset, config, bank) if settings.rerank == "qb_norm" else None
     check_vocabulary(model.clip.token_embedding.num_embeddings)
     encoded = encode(model, dataset, config, store, progress)
     kept = encoded.dataset
@@ -244,42 +94,127 @@ def evaluate(
         "device": str(_device(model)),
         "versions": versions(),
     }
-    found = rank_entries(similarity, kept.text_to_video, settings.ties)
-    lower = lower_median(kept.text_to_video, settings.ties)
-    intervals = {
-        "t2v": _intervals(found["t2v"], clusters[kept.text_to_video], stamp, lower),
-        "v2t": _intervals(found["v2t"], clusters, stamp),
-    }
-    return Result(
-        similarity=similarity,
-        text_to_video=kept.text_to_video,
+    result = Result.rank(
+        similarity,
+        kept.text_to_video,
+        clusters,
+        stamp,
         captions=[sample.caption for sample in kept.samples],
         videos=kept.videos,
         rows=encoded.rows,
-        clusters=clusters,
-        ranks={side: entries.ranks for side, entries in found.items()},
-        metrics=retrieval_metrics(similarity, kept.text_to_video, settings.ties),
-        intervals=intervals if draws else {},
-        stamp=stamp,
     )
+    if bank is not None:
+        return replace(result, reranked=_by_qb_norm(result, model, config, encoded, bank, progress))
+    if settings.rerank == "dual_softmax":
+        return replace(result, reranked=_by_dual_softmax(result, model, config))
+    return result
+
+
+def _by_dual_softmax(raw: Result, model: RetrievalModel, config: RunConfig) -> Result:
+    temperature = float(config.evaluation.rerank_temperature)
+    similarity = raw.similarity / _scale(model)
+    how = {
+        "method": "dual_softmax",
+        "temperature": temperature,
+        "similarity_divided_by": _scale(model),
+        "statistics": f"uses all test queries at once (transductive): {len(raw.captions)} captions, "
+        f"{len(raw.videos)} videos",
+    }
+    t2v, v2t = dual_softmax(similarity, temperature), dual_softmax(similarity.T, temperature).T
+    return _beside(raw, t2v, v2t, {"post_processing": how})
+
+
+def _by_qb_norm(
+    raw: Result,
+    model: RetrievalModel,
+    config: RunConfig,
+    encoded: Encoded,
+    bank: VideoTextDataset,
+    progress: bool,
+) -> Result:
+    """The bank's captions look for the evaluated videos, its videos for the evaluated captions."""
+    settings, scale = config.evaluation, _scale(model)
+    bank_videos = encode_videos(model, bank, config, progress=progress)
+    bank = bank_videos.dataset
+    captions = [sample.caption for sample in bank.samples]
+    v2t_bank = score(model, encoded.text, bank_videos.video, settings.block_size, progress).numpy().T
+    parts = []
+    for start in tqdm(range(0, len(captions), _BANK_BLOCK), "query bank", disable=not progress, leave=False):
+        with evaluating(model):
+            text = encode_texts(model, captions[start : start + _BANK_BLOCK], settings.batch_size)
+        parts.append(score(model, text, encoded.video, settings.block_size).numpy())
+    numbers: dict[str, Any] = {
+        "beta": float(settings.qb_beta),
+        "k": int(settings.qb_k),
+        "theta": int(settings.qb_theta),
+    }
+    t2v = qb_norm(raw.similarity / scale, np.concatenate(parts) / scale, **numbers)
+    v2t = qb_norm(raw.similarity.T / scale, v2t_bank / scale, **numbers).T
+    wordings = set(captions)
+    how = {
+        "method": "qb_norm",
+        **numbers,
+        "similarity_divided_by": scale,
+        "statistics": f"{len(captions)} captions and {len(bank.videos)} videos of {bank.name} / {bank.split}",
+        "captions_worded_as_in_bank": sum(caption in wordings for caption in raw.captions),
+    }
+    return _beside(raw, t2v, v2t, {"post_processing": how, "bank_fingerprint": dataset_fingerprint(bank)})
+
+
+def _beside(raw: Result, t2v: np.ndarray, v2t: np.ndarray, stamp: Mapping[str, Any]) -> Result:
+    """The same evaluation with other similarities, one matrix `[T, V]` a direction."""
+    gallery = {"captions": raw.captions, "videos": raw.videos, "rows": raw.rows}
+    return Result.rank(t2v, raw.text_to_video, raw.clusters, {**raw.stamp, **stamp}, v2t, **gallery)
+
+
+def _query_bank(
+    dataset: VideoTextDataset, config: RunConfig, bank: VideoTextDataset | None
+) -> VideoTextDataset:
+    """The split whose statistics QB-Norm uses; never one that holds what is evaluated."""
+    if bank is None:
+        if dataset.name not in DATASETS.names():
+            raise ConfigError(
+                f"evaluation.rerank: qb_norm needs a query bank, and {dataset.name!r} is no dataset that is "
+                "found by its name; give evaluate(..., bank=) another split of it"
+            )
+        split = config.evaluation.query_bank or config.data.train_split
+        bank = load_dataset(dataset.name, split, dataset.root, dataset.protocol)
+    shared = sorted(set(bank.videos) & set(dataset.videos))
+    if shared:
+        raise DatasetError(
+            f"evaluation.query_bank: {bank.split!r} holds {count_and_first(shared)} of {dataset.split!r}; a "
+            "query bank must never contain what is evaluated, name another split"
+        )
+    return bank
+
+
+def _scale(model: RetrievalModel) -> float:
+    """By what the similarity is larger than a cosine."""
+    return model.logit_scale.exp().item() if model.head.scaled_similarity else 1.0
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Features of a split, on the CPU.
+class EncodedVideos:
+    """The videos of a split, on the CPU.
 
     Attributes:
-        text: of the T captions whose video could be read. video: of these V videos.
-        dataset: the annotations of what could be read. rows: `[T]`, its rows in the whole dataset.
+        video: of the V videos that could be read. dataset: their annotations. rows: `[T]`, the captions'
+            rows in the whole dataset.
         missing: ids of the videos that could not. decoders: how many videos each decoder gave.
     """
 
-    text: TokenSet
     video: TokenSet
     dataset: VideoTextDataset
     rows: np.ndarray
     missing: list[str]
     decoders: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Encoded(EncodedVideos):
+    """With `text`, the features of the T captions."""
+
+    text: TokenSet
 
 
 def encode(
@@ -290,6 +225,25 @@ def encode(
     progress: bool = False,
 ) -> Encoded:
     """Every caption and every video of a split, each once; `score` compares them.
+
+    Raises:
+        DatasetError: as `evaluate`.
+    """
+    videos = encode_videos(model, dataset, config, store, progress)
+    captions = [sample.caption for sample in videos.dataset.samples]
+    with evaluating(model):
+        text = encode_texts(model, captions, config.evaluation.batch_size, progress)
+    return Encoded(**vars(videos), text=text)
+
+
+def encode_videos(
+    model: RetrievalModel,
+    dataset: VideoTextDataset,
+    config: RunConfig,
+    store: FrameStore | None = None,
+    progress: bool = False,
+) -> EncodedVideos:
+    """Every video of a split, once.
 
     Raises:
         DatasetError: as `evaluate`.
@@ -313,11 +267,9 @@ def encode(
                 parts.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
         if len(loader.broken) > allowed or not parts:
             raise _too_many_missing(dataset, loader.broken, allowed)
-        missing = [video for video in dataset.videos if video in loader.broken]
-        rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
-        kept = _only(dataset, rows)
-        text = encode_texts(model, [sample.caption for sample in kept.samples], batch_size, progress)
-    return Encoded(text, TokenSet.cat(parts), kept, rows, missing, loader.decoders)
+    missing = [video for video in dataset.videos if video in loader.broken]
+    rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
+    return EncodedVideos(TokenSet.cat(parts), _only(dataset, rows), rows, missing, loader.decoders)
 
 
 @torch.no_grad()
@@ -336,7 +288,7 @@ def encode_texts(
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:
     left_out = "" if len(broken) < len(dataset.videos) else " (all there are)"
     return DatasetError(
-        f"{dataset.name} / {dataset.split}: cannot read {_count_and_first(list(broken))}{left_out}; "
+        f"{dataset.name} / {dataset.split}: cannot read {count_and_first(list(broken))}{left_out}; "
         f"evaluation.allow_missing is {allowed}. Bring the files back, or raise it to leave them out. "
         f"The first: {next(iter(broken.values()))}"
     )
@@ -364,42 +316,10 @@ def score(
     return similarity
 
 
-def _intervals(
-    entries: Entries, clusters: np.ndarray, stamp: Mapping[str, Any], lower: bool = False
-) -> dict[str, tuple[float, float]]:
-    """Of some queries, `clusters` of all; empty where the stamp has no draws or there is only one cluster."""
-    clusters = clusters[entries.queries]
-    if not stamp["intervals"] or len(np.unique(clusters)) < 2:
-        return {}
-    return recall_intervals(entries.ranks, clusters, stamp["intervals"]["draws"], stamp["seed"], lower)
-
-
 def _only(dataset: VideoTextDataset, rows: np.ndarray) -> VideoTextDataset:
     groups = None if dataset.groups is None else dataset.groups[rows]
     return replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
 
 
-def _count_and_first(names: Sequence[str]) -> str:
-    """`3 videos: a, b, c`, at most five names."""
-    more = ", ..." if len(names) > 5 else ""
-    return f"{len(names)} video{'s' if len(names) > 1 else ''}: {', '.join(names[:5])}{more}"
-
-
 def _device(model: RetrievalModel) -> torch.device:
     return next(model.parameters()).device
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    """Through a temporary file beside it, so that a reader never sees half of it."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

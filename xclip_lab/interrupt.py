@@ -15,11 +15,14 @@ class DelayedInterrupt:
 
     Loader workers that are forked meanwhile inherit this and outlive the first Ctrl-C of a terminal. Outside
     the main thread, where Python allows no handlers, it does nothing.
+
+    Args:
+        tell: say on stderr what the first SIGINT does; one process of a run is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: bool = True) -> None:
         self.requested = False
-        self._process = os.getpid()
+        self._teller = os.getpid() if tell else None
 
     def __enter__(self) -> DelayedInterrupt:
         self._installed = threading.current_thread() is threading.main_thread()
@@ -36,5 +39,5 @@ class DelayedInterrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if os.getpid() == self._process:
+        if os.getpid() == self._teller:
             os.write(2, _NOTE)

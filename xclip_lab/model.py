@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ from xclip_lab.preprocess import normalise
 from xclip_lab.temporal import AGG_MODULES
 from xclip_lab.tokens import TokenSet
 
+Gather = Callable[[TokenSet, TokenSet], tuple[TokenSet, TokenSet]]
+
+
+def _as_they_are(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet]:
+    return text, video
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -26,12 +32,14 @@ class Origin:
     Attributes:
         checkpoint: the file, or what is to be said of weights without one. selection_split: the split that
             chose the checkpoint, None where none did. run: the config it was trained with, if known: frames
-            are sampled the same way unless told otherwise.
+            are sampled the same way unless told otherwise. dtypes: of the weights in an official file, by
+            their official names.
     """
 
     checkpoint: str
     selection_split: str | None = None
     run: RunConfig | None = None
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
 class RetrievalModel(nn.Module):
@@ -50,10 +58,12 @@ class RetrievalModel(nn.Module):
         sizes = self.clip.sizes
         agg_module = AGG_MODULES[config.temporal.agg_module]
         self.temporal = agg_module(config.temporal, sizes.embed_dim, sizes.context_length)
-        if sizes.embed_dim == sizes.text_width:
-            self.temporal.start_from_clip(self.clip)
         head_class = HEADS[config.head.name]
         self.head = head_class(config.head, sizes.embed_dim, config.max_words, config.max_frames)
+        self.head.join(self.temporal)
+        if sizes.embed_dim == sizes.text_width:
+            for part in (self.temporal, self.head):
+                part.start_from_clip(self.clip)
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -76,8 +86,9 @@ class RetrievalModel(nn.Module):
         """
         if mask.shape != token_ids.shape:
             raise ValueError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
-        sentence, words = self.clip.words(token_ids)
-        return TokenSet(sentence, words, mask)
+        sentence, words = self.clip.words(token_ids, mask)
+        with torch.autocast(words.device.type, enabled=False):
+            return self.head.encode_text(TokenSet(sentence, words, mask))
 
     def encode_video(self, video: Tensor, mask: Tensor) -> TokenSet:
         """Everything that a video can have computed without a text.
@@ -90,17 +101,21 @@ class RetrievalModel(nn.Module):
             ValueError: a video without a single valid frame (ledger 13), or frames of another size.
         """
         self._check_video(video, mask)
-        frames = self.clip.frames(self._normalise(video, mask).flatten(0, 1)).unflatten(0, video.shape[:2])
+        frames = self.clip.frames(self._normalise(video, mask))
         with torch.autocast(video.device.type, enabled=False):
-            return self.head.video_token_set(frames, self.temporal(frames, mask), mask)
+            return self.head.encode_video(frames, mask, self.temporal)
 
     def similarity(self, text: TokenSet, video: TokenSet) -> Tensor:
         """`[T, V]`: what the paper's evaluation ranks, on its scale."""
         logits = self._head_output(text, video).logits
         return logits * self.logit_scale.exp() if self.head.scaled_similarity else logits
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, gather: Gather = _as_they_are) -> dict[str, Tensor]:
         """`loss` and its named parts: symmetric cross entropy over the batch, and the head's own losses.
+
+        Args:
+            gather: what joins the features with those of other processes (`distributed.gather_pairs`), so
+                that the loss is that of the whole batch.
 
         Raises:
             ValueError: another number of captions than of videos, or shapes that do not fit.
@@ -109,11 +124,18 @@ class RetrievalModel(nn.Module):
             raise ValueError(
                 f"a loss needs pairs: {len(batch.token_ids)} captions with {len(batch.video)} videos"
             )
-        text = self.encode_text(batch.token_ids, batch.text_mask)
-        video = self.encode_video(batch.video, batch.video_mask)
+        text, video = gather(
+            self.encode_text(batch.token_ids, batch.text_mask),
+            self.encode_video(batch.video, batch.video_mask),
+        )
         output = self._head_output(text, video)
-        logits = output.logits * self.logit_scale.exp() if self.head.scaled_loss else output.logits
-        parts = {"contrastive_loss": symmetric_cross_entropy(logits), **output.aux}
+        scale = self.logit_scale.exp() if self.head.scaled_loss else 1.0
+        contrasted = output.contrasted or {"contrastive_loss": (1.0, output.logits)}
+        parts = {
+            name: weight * symmetric_cross_entropy(logits * scale)
+            for name, (weight, logits) in contrasted.items()
+        }
+        parts |= output.aux
         return {"loss": sum(value for name, value in parts.items() if name.endswith("_loss")), **parts}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

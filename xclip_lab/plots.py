@@ -33,8 +33,8 @@ from xclip_lab.drawing import (
     text_at,
 )
 from xclip_lab.drawing import save_figure as save_figure
-from xclip_lab.evaluation import SIDES, Result
 from xclip_lab.pointing import CONTENT_CLASSES, Pointing
+from xclip_lab.result import SIDES, Result
 from xclip_lab.stats import cluster_mean_interval
 from xclip_lab.synthetic import ClipTruth
 

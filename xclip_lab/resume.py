@@ -47,7 +47,6 @@ _STATE_FIELDS = {
     "best": (dict, type(None)),
     "history_rows": int,
     "optimizer": dict,
-    "random": dict,
 }
 
 
@@ -138,16 +137,15 @@ class Checkpoints:
             raise TrainingError(damaged(file, one_line(error), self.folder.parent)) from error
 
     def restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """Put a loaded state's optimiser state into `optimizer`, and restore the generators.
+        """Put a loaded state's optimiser state into `optimizer`.
 
         Raises:
-            TrainingError: they are not what a save of this run wrote.
+            TrainingError: it is not what a save of this run wrote.
         """
         try:
             optimizer.load_state_dict(state["optimizer"])
-            restore_random_state(state["random"])
-        except Exception as error:  # torch, numpy and random each raise their own at what is not theirs
-            reason = f"its optimiser or generator state does not fit ({one_line(error)})"
+        except Exception as error:  # torch raises almost anything at what is not its own
+            reason = f"its optimiser state does not fit ({one_line(error)})"
             raise TrainingError(damaged(self.last / STATE_FILE, reason, self.folder.parent)) from error
 
     def clean(self) -> None:
@@ -281,31 +279,37 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch: a model's dropout may use any of them."""
+@contextmanager
+def disk_errors(run_dir: Path) -> Iterator[None]:
+    """A full disk as one clear TrainingError, wherever it strikes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise TrainingError(
+            f"cannot write to {run_dir}: {error.strerror}; {disk_remedy(error)} and start again to go on"
+        ) from error
+
+
+def differing_keys(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:
+    """`key (saved there, given here)` for each dotted key whose values differ."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in {**saved, **given}:
+            yield from differing_keys(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
+    elif saved != given:
+        yield f"{prefix} ({saved} there, {given} here)"
+
+
+def seed_everything(seed: int, *place: int) -> None:
+    """Seed the global generators of Python, numpy and torch: a model's dropout may use any of them.
+
+    Args:
+        place: numbers such as step, part and process, each with a stream of its own. Who seeds by the place
+            before drawing anything has no state of generators to save, and draws the same when he goes on.
+    """
+    if place:
+        seed = int(np.random.SeedSequence((int(seed), *place)).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global generator, in types that a weights-only load accepts."""
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
-    inner = numpy_state["state"]
-    return {
-        "python": random.getstate(),
-        "numpy": {**numpy_state, "state": {**inner, "key": torch.from_numpy(inner["key"].astype(np.int64))}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo everything that was drawn since `random_state`."""
-    random.setstate(state["python"])
-    inner = state["numpy"]["state"]
-    key = inner["key"].numpy().astype(np.uint32)
-    np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

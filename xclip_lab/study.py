@@ -22,10 +22,12 @@ from xclip_lab.checkpoint import load_model
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
 from xclip_lab.errors import DatasetError, VideoError
-from xclip_lab.evaluation import Result, encode, evaluate, score
+from xclip_lab.evaluation import encode, evaluate, score
 from xclip_lab.metrics import retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
+from xclip_lab.official import open_official, start_from
 from xclip_lab.pointing import Pointing, point_at_truth
+from xclip_lab.result import Result
 from xclip_lab.resume import seed_everything
 from xclip_lab.runs import NOTEBOOKS
 from xclip_lab.synthetic import ClipTruth, load_truth
@@ -146,26 +148,39 @@ def read_clip(clips: ClipDataset, index: int) -> Clip:
 
 
 def new_model(config: RunConfig) -> RetrievalModel:
-    """A model fresh from its config, the same for the same `config.seed`.
+    """What a training begins with: a model fresh from its config, or with the weights of `train.init`.
 
     Raises:
-        ConfigError, CheckpointError: as `create_model`.
+        ConfigError, CheckpointError: as `create_model` and `official.start_from`.
     """
+    return untrained_model(config) if config.train.init is None else start_from(config)
+
+
+def untrained_model(config: RunConfig) -> RetrievalModel:
+    """A model fresh from its config, whatever `train.init` says, the same for the same `config.seed`."""
     seed_everything(config.seed)
     return create_model(config)
 
 
-def open_model(checkpoint: str | Path | None, config: RunConfig) -> tuple[RetrievalModel, RunConfig]:
+def open_model(
+    checkpoint: str | Path | None, config: RunConfig, family: str = "", migrate: bool = False
+) -> tuple[RetrievalModel, RunConfig]:
     """The model of a checkpoint on `train.device`, and the config with that model's own sizes.
 
     Args:
         checkpoint: a run folder, a checkpoint folder or a file; empty for a model fresh from its config.
+        family: empty, or whose official code wrote the file (`official.open_official`, as is `migrate`).
 
     Raises:
-        CheckpointError: nothing there, or damaged. TrainingError: no such device.
+        CheckpointError: nothing there, damaged, or of another model. TrainingError: no such device.
     """
     device = resolve_device(config.train.device)
-    model = load_model(checkpoint) if checkpoint else new_model(config).eval()
+    if not checkpoint:
+        model = new_model(config).eval()
+    elif family:
+        model = open_official(checkpoint, family, config, migrate)
+    else:
+        model = load_model(checkpoint)
     print(f"checkpoint {model.origin.checkpoint}")
     return model.to(device), config.with_model(model.config)
 
@@ -183,8 +198,9 @@ def find_truth(config: RunConfig, split: str) -> dict[str, ClipTruth]:
 def shuffled_frames(
     model: RetrievalModel, dataset: VideoTextDataset, config: RunConfig, store: FrameStore | None = None
 ) -> Result:
-    """A control: the same evaluation, each clip's frames in a random order."""
-    return evaluate(model, dataset, with_shuffled_frames(config), store=store, progress=False)
+    """A control: the same evaluation, not re-ranked, each clip's frames in a random order."""
+    raw = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, rerank="none"))
+    return evaluate(model, dataset, with_shuffled_frames(raw), store=store, progress=False)
 
 
 def with_shuffled_frames(config: RunConfig) -> RunConfig:
@@ -259,7 +275,7 @@ def pointing_study(
     """
     if not truth:
         return {}
-    untrained = new_model(config).to(next(model.parameters()).device)
+    untrained = untrained_model(config).to(next(model.parameters()).device)
     shuffled = with_shuffled_frames(config)
     return {
         name: point_at_truth(model, dataset, truth, config, store),

@@ -1,31 +1,22 @@
-"""`agg_module`: what runs over a video's frame vectors before they are pooled (CLIP4Clip 3.3)."""
+"""`agg_module`: what runs over a video's frame vectors before they are pooled (CLIP4Clip 3.3, CLIP2Video 3.2)."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from open_clip.model import CLIP
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer
+from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from xclip_lab.blocks import (
+    added_transformer,
+    copy_blocks,
+    copy_positions,
+    heads_of,
+    key_mask,
+    learned_positions,
+)
 from xclip_lab.config import TemporalConfig
-
-MASKED = -1e6
-"""What the official code adds to the attention of padded keys: finite, so an all-padded row stays finite."""
-
-
-def added_transformer(width: int, layers: int) -> Transformer:
-    """Blocks that are added to the towers: QuickGELU, heads = width / 64, LayerNorm eps 1e-12."""
-    norm = partial(LayerNorm, eps=1e-12)
-    return Transformer(width, layers, max(1, width // 64), act_layer=QuickGELU, norm_layer=norm)
-
-
-def key_mask(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask `[B * heads, N, N]` that hides padded keys; `mask` is `[B, N]`, 1 = real."""
-    hidden = (1.0 - mask.to(dtype)) * MASKED
-    return hidden[:, None, :].expand(-1, mask.shape[1], -1).repeat_interleave(heads, dim=0)
 
 
 class AggModule(nn.Module):
@@ -37,12 +28,17 @@ class AggModule(nn.Module):
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
         super().__init__()
+        self.config, self.width = config, width
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def attention_mask(self, mask: Tensor) -> Tensor:
+        """`[B, N]`, 1 = real, to the additive mask of an added transformer, whose heads may be mixed up."""
+        return key_mask(mask, heads_of(self.width), torch.float32, self.config.mixed_head_masks)
+
     def start_from_clip(self, clip: CLIP) -> None:
-        """Take over what officially starts as a copy of CLIP's text tower."""
+        """Take over what officially starts as a copy of CLIP's towers."""
 
 
 class MeanP(AggModule):
@@ -61,7 +57,7 @@ class SeqLSTM(AggModule):
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
         super().__init__(config, width, positions)
-        self.frame_position_embeddings = _positions(positions, width)
+        self.frame_position_embeddings = learned_positions(positions, width)
         self.lstm_visual = nn.LSTM(width, width, batch_first=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
@@ -73,7 +69,7 @@ class SeqLSTM(AggModule):
 
     def start_from_clip(self, clip: CLIP) -> None:
         """Positions start as CLIP's text positions."""
-        _copy_positions(self.frame_position_embeddings, clip)
+        copy_positions(self.frame_position_embeddings, clip.positional_embedding)
 
 
 class SeqTransf(AggModule):
@@ -81,32 +77,87 @@ class SeqTransf(AggModule):
 
     def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
         super().__init__(config, width, positions)
-        self.frame_position_embeddings = _positions(positions, width)
+        self.frame_position_embeddings = learned_positions(positions, width)
         self.transformerClip = added_transformer(width, config.layers)
-        self.heads = max(1, width // 64)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         positioned = frames + self.frame_position_embeddings.weight[: frames.shape[1]]
-        attention_mask = key_mask(mask, self.heads, frames.dtype)
-        return self.transformerClip(positioned, attn_mask=attention_mask) + frames
+        return self.transformerClip(positioned, attn_mask=self.attention_mask(mask)) + frames
 
     def start_from_clip(self, clip: CLIP) -> None:
         """Blocks start as the first blocks of CLIP's text transformer, positions as its positions."""
-        _copy_positions(self.frame_position_embeddings, clip)
-        for ours, theirs in zip(self.transformerClip.resblocks, clip.transformer.resblocks, strict=False):
-            ours.load_state_dict(theirs.state_dict())
+        copy_positions(self.frame_position_embeddings, clip.positional_embedding)
+        copy_blocks(self.transformerClip, clip.transformer)
 
 
-def _positions(count: int, width: int) -> nn.Embedding:
-    """Learned positions with the official initialisation; where CLIP's widths agree its own replace it."""
-    embedding = nn.Embedding(count, width)
-    nn.init.normal_(embedding.weight, std=0.02)
-    return embedding
+class TemporalDifference(SeqTransf):
+    """`tdb`: between each two frames stands a token for their difference (CLIP2Video 3.2).
+
+    The 2F - 1 tokens f0 d0 f1 d1 ... go through the transformer; the frames' places are read out and added to
+    the frames. `temporal_proj` says what a difference becomes first.
+    """
+
+    def __init__(self, config: TemporalConfig, width: int, positions: int) -> None:
+        super().__init__(config, width, positions)
+        self.type_position_embeddings = learned_positions(2, width)
+        self.trans_layernorm = nn.LayerNorm(width)
+        if config.temporal_proj == "sigmoid_selfA":
+            self.frame2t_attention = added_transformer(width, 1)
+        elif config.temporal_proj == "sigmoid_mlp":
+            self.frame2t_projection = nn.Parameter(width**-0.5 * torch.randn(width, width))
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return self.with_differences(frames, mask, self.transformerClip)
+
+    def with_differences(self, frames: Tensor, mask: Tensor, transformer: Transformer) -> Tensor:
+        """Frames `[B, F, D]` after a transformer that also saw their differences, added to the frames."""
+        tokens, token_mask = self.interleave(frames, mask)
+        return transformer(tokens, attn_mask=self.attention_mask(token_mask))[:, ::2] + frames
+
+    def interleave(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens `[B, 2F - 1, D]` with positions and types added, and their mask.
+
+        A difference has the position of the earlier frame, and officially its mask too, so that the difference
+        with the first padded frame counts; `mask_differences` hides it (ledger 4).
+        """
+        batch, count, width = frames.shape
+        positions = self.frame_position_embeddings.weight[:count]
+        of_difference, of_frame = self.type_position_embeddings.weight
+        tokens = frames.new_empty(batch, 2 * count - 1, width)
+        tokens[:, ::2] = frames + positions + of_frame
+        tokens[:, 1::2] = self._differences(frames, mask) + positions[:-1] + of_difference
+        token_mask = mask.repeat_interleave(2, dim=1)[:, :-1].clone()
+        if self.config.mask_differences:
+            token_mask[:, 1::2] = mask[:, 1:]
+        return tokens, token_mask
+
+    def _differences(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """`[B, F - 1, D]`, each the later frame less the earlier one, projected to (-1, 1)."""
+        differences = frames[:, 1:] - frames[:, :-1]
+        if self.config.temporal_proj == "default" or not differences.shape[1]:
+            return differences
+        if self.config.temporal_proj == "sigmoid_mlp":
+            projected = differences @ self.frame2t_projection
+        else:
+            positioned = differences + self.frame_position_embeddings.weight[1 : frames.shape[1]]
+            projected = self.frame2t_attention(positioned, attn_mask=self.attention_mask(mask[:, 1:]))
+        return 2 * self.trans_layernorm(projected).sigmoid() - 1
+
+    def start_from_clip(self, clip: CLIP) -> None:
+        """As `seqTransf`; types start as the first two text positions, the projection as visual.proj."""
+        super().start_from_clip(clip)
+        copy_positions(self.type_position_embeddings, clip.positional_embedding)
+        if self.config.temporal_proj == "sigmoid_selfA":
+            copy_blocks(self.frame2t_attention, clip.transformer)
+        elif self.config.temporal_proj == "sigmoid_mlp":
+            start = clip.visual.proj[: self.width]
+            with torch.no_grad():
+                self.frame2t_projection[: len(start)] = start
 
 
-def _copy_positions(embedding: nn.Embedding, clip: CLIP) -> None:
-    with torch.no_grad():
-        embedding.weight.copy_(clip.positional_embedding[: embedding.num_embeddings])
-
-
-AGG_MODULES: dict[str, type[AggModule]] = {"meanP": MeanP, "seqLSTM": SeqLSTM, "seqTransf": SeqTransf}
+AGG_MODULES: dict[str, type[AggModule]] = {
+    "meanP": MeanP,
+    "seqLSTM": SeqLSTM,
+    "seqTransf": SeqTransf,
+    "tdb": TemporalDifference,
+}

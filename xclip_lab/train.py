@@ -1,4 +1,5 @@
-"""`fit()`: the whole training loop, the same for every model. It stops anywhere and goes on bit for bit."""
+"""`fit()`: the whole training loop, the same for every model, in one process or in several. It stops anywhere
+and goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -8,36 +9,31 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from xclip_lab.atomic import write_text
 from xclip_lab.batching import Batch, ClipDataset, FrameStore, epoch_order, make_loader, preload
 from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets.base import VideoTextDataset
-from xclip_lab.errors import TrainingError
+from xclip_lab.distributed import PeerLost, Ranks, joined, local_device
+from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
 from xclip_lab.model import Origin, RetrievalModel, official_name
-from xclip_lab.optim import clamp_logit_scale, create_optimizer, freeze_parameters, undecayed_parameters
+from xclip_lab.official import check_start
+from xclip_lab.optim import create_optimizer, freeze_parameters, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
-from xclip_lab.resume import (
-    DISK_ERRORS,
-    Checkpoints,
-    disk_remedy,
-    random_state,
-    read_stamp,
-    run_lock,
-    seed_everything,
-)
+from xclip_lab.resume import Checkpoints, differing_keys, disk_errors, read_stamp, run_lock
+from xclip_lab.step import Stepper
 from xclip_lab.text import check_vocabulary
 
 LESS_IS_BETTER = ("MdR", "MnR")
@@ -53,6 +49,8 @@ class FitResult:
         steps: optimiser steps. seconds: spent in training and validation, over all sittings.
         history: the rows of `history.jsonl`.
         broken: videos that this sitting left out (`data.on_error` `skip`), with the reason.
+
+    In a run of several processes every one has the result of the first.
     """
 
     run_dir: Path
@@ -77,7 +75,8 @@ def fit(
 
     Writes `config.yaml`, `versions.json`, `history.jsonl`, `tensorboard/` and `checkpoints/{last,best}`. A
     run that is finished returns at once with its last weights in `model`. What a run comes to that was killed
-    or interrupted and went on is equal, bit for bit, to one that was not (same machine and threads).
+    or interrupted and went on is equal, bit for bit, to one that was not (same machine and threads). Under
+    torchrun every process calls `fit` with the same arguments; `run_dir` is that of the first.
 
     Where `data.on_error` is `skip`, a pair whose video cannot be read is missing from its step, and every
     other pair keeps its step: the number of steps and the place of each are those of the whole dataset, with
@@ -94,17 +93,26 @@ def fit(
 
     Raises:
         TrainingError: a folder in use or of another config, too few pairs or none that can be read, a loss or
-            gradient that is not finite, a full disk. The last checkpoint stays good.
+            gradient that is not finite, a full disk, another process of the run that died. The last
+            checkpoint stays good.
+        ConfigError: a batch that the processes cannot share equally.
         VideoError: an unreadable video, unless `data.on_error` is `skip`.
         KeyboardInterrupt: after the first Ctrl-C once the step is finished and saved; at the second at once.
     """
     run_dir = Path(run_dir)
-    with run_lock(run_dir), _disk_errors(run_dir):
-        trainer = Trainer(model, config, train, run_dir, val)
-        trainer.start_or_resume()
-        if trainer.step < trainer.total_steps:
-            trainer.run(store, progress)
-        return trainer.result()
+    with (
+        joined(config.train.device) as ranks,
+        run_lock(run_dir) if ranks.first else nullcontext(),
+        disk_errors(run_dir),
+    ):
+        trainer = Trainer(model, config, train, run_dir, val, ranks)
+        try:
+            trainer.start_or_resume()
+            if trainer.step < trainer.total_steps:
+                trainer.run(store, progress and ranks.first)
+            return trainer.result()
+        except PeerLost as lost:
+            raise TrainingError(trainer.without_peer(lost)) from lost
 
 
 class Trainer:
@@ -117,9 +125,12 @@ class Trainer:
         train: VideoTextDataset,
         run_dir: Path,
         val: VideoTextDataset | None,
+        ranks: Ranks | None = None,
     ) -> None:
         check_vocabulary(model.clip.token_embedding.weight.shape[0])
         self.config, self.train, self.val, self.run_dir = config, train, val, run_dir
+        self.ranks = ranks or Ranks()
+        self.share = _share_of_a_part(config, self.ranks.world)
         self.steps_per_epoch = _steps_per_epoch(config, len(train))
         self.total_steps = self.steps_per_epoch * int(config.train.epochs)
         if config.train.max_steps is not None:
@@ -128,14 +139,21 @@ class Trainer:
             "train": dataset_fingerprint(train),
             "val": dataset_fingerprint(val) if val is not None else None,
         }
-        self.device = resolve_device(config.train.device)
+        self.device = resolve_device(
+            local_device(config.train.device, self.ranks.world, self.ranks.local_rank)
+        )
         self.model = model.to(self.device)
         named = [(official_name(name), parameter) for name, parameter in model.named_parameters()]
         freeze_parameters(named, config.towers.freeze_layer_num)
         undecayed = {official_name(name) for name in undecayed_parameters(model)}
         self.optimizer = create_optimizer(named, config.optim, self.total_steps, undecayed)
         self.checkpoints = Checkpoints(run_dir)
+        self.stepper = Stepper(
+            self.model, self.optimizer, config, self.ranks, self.device, self.checkpoints.last
+        )
+        self.history: History | None = None  # the first process's alone
         self.step = 0
+        self.saved: int | None = None  # the step of the last checkpoint
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.history_rows = 0
@@ -144,47 +162,58 @@ class Trainer:
 
     def start_or_resume(self) -> None:
         """Begin a run, or restore everything that the last checkpoint holds."""
-        saved = self.checkpoints.load()
+        self._check_same_start()
+        saved = self.ranks.share(self.checkpoints.load() if self.ranks.first else None)
         if saved is None:
-            seed_everything(self.config.seed)
-            write_text(self.run_dir / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
-            record = {**versions(), "data": self.fingerprints}
-            write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
-            return
-        self._check_same_run(saved)
-        self.checkpoints.load_weights(self.model)
-        self.checkpoints.restore(saved, self.optimizer)
-        self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
-        self.history_rows = saved["history_rows"]
-        read_history(self.run_dir, self.history_rows)  # refuses a damaged record before videos are decoded
+            check_start(self.model, self.config)
+            if self.ranks.first:
+                write_text(
+                    self.run_dir / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False)
+                )
+                record = {**versions(), "data": self.fingerprints}
+                write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
+        else:
+            self._check_same_run(saved)
+            if self.ranks.first:
+                self.checkpoints.load_weights(self.model)
+            self.checkpoints.restore(saved, self.optimizer)
+            self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
+            self.history_rows, self.saved = saved["history_rows"], saved["step"]
+            if self.ranks.first:
+                read_history(self.run_dir, self.history_rows)  # is it damaged? before videos are decoded
+        self.ranks.share_weights(self.model)
 
     def run(self, store: FrameStore | None, progress: bool) -> None:
         """All steps that are left."""
         clips = ClipDataset(self.train, self.config, store=store, image_size=self.model.image_size)
         if self.config.data.preload:
             clips.store = store or preload(clips, progress)
-            self.val_store = self._preload_val(progress)
+            if self.ranks.first:
+                self.val_store = self._preload_val(progress)
         bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=not progress)
-        with History(self.run_dir, self.history_rows) as self.history, bar, DelayedInterrupt() as interrupt:
+        record = History(self.run_dir, self.history_rows) if self.ranks.first else nullcontext()
+        with record as self.history, bar, DelayedInterrupt(tell=self.ranks.first) as interrupt:
             self._began = time.perf_counter()
             self._paced_pairs, self._paced_seconds = 0, self.seconds
-            while self.step < self.total_steps and not interrupt.requested:
+            stopping = False
+            while self.step < self.total_steps and not stopping:
                 self.model.train()
                 for parts in self._epoch_batches(clips):
                     row = self._train_step(parts)
                     bar.update()
                     loss = f"{row.get('loss', math.nan):.3f}"
                     bar.set_postfix(epoch=row["epoch"], loss=loss, refresh=False)
-                    if self.step % self.steps_per_epoch == 0 or self.step == self.total_steps:
+                    ends = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+                    if ends:
                         self._finish_epoch(row)
-                        break
-                    if self.step == 1 or self.step % self.config.train.log_every == 0:
+                    elif self.step == 1 or self.step % self.config.train.log_every == 0:
                         self._log(row)
-                    if self.step % self.config.train.checkpoint_every == 0 or interrupt.requested:
+                    stopping = self.ranks.any_of(interrupt.requested)
+                    if not ends and (stopping or self.step % self.config.train.checkpoint_every == 0):
                         self._save()
-                    if interrupt.requested:
+                    if ends or stopping:
                         break
-        if interrupt.requested:
+        if stopping:
             raise KeyboardInterrupt(f"stopped after step {self.step}; the same command goes on from there")
 
     def result(self) -> FitResult:
@@ -193,63 +222,50 @@ class Trainer:
         Raises:
             TrainingError: its stamp or record is damaged.
         """
-        best = self.checkpoints.best
-        stamp = read_stamp(best, self.run_dir)
-        history = read_history(self.run_dir)
-        seconds = history[-1]["seconds"]
         self.model.origin = Origin(str(self.checkpoints.last), run=self.config)
-        return FitResult(self.run_dir, best, stamp, self.step, seconds, history, self.broken)
+        broken = {video: why for of in self.ranks.collect(self.broken) for video, why in of.items()}
+        result = None
+        if self.ranks.first:
+            best = self.checkpoints.best
+            stamp = read_stamp(best, self.run_dir)
+            history = read_history(self.run_dir)
+            seconds = history[-1]["seconds"]
+            result = FitResult(self.run_dir, best, stamp, self.step, seconds, history, broken)
+        return self.ranks.share(result)
 
-    def _epoch_batches(self, clips: ClipDataset) -> Iterator[list[Batch]]:
-        """The steps that are left of this epoch, each as its parts: `train.accumulate` of them, less those of
-        which nothing can be read."""
+    def without_peer(self, lost: PeerLost) -> str:
+        """What to say when another process of the run is gone."""
+        when = f"step {self.step}" if self.step else "before the first step"
+        kept = "there is no checkpoint yet: the same command begins anew"
+        if self.saved:
+            last = self.checkpoints.last
+            kept = (
+                f"the checkpoint of step {self.saved} in {last} is good: the same command goes on from there"
+            )
+        return f"{when}: {lost}; {kept}"
+
+    def _epoch_batches(self, clips: ClipDataset) -> Iterator[list[Batch | None]]:
+        """The steps that are left of this epoch, each as its parts: `train.accumulate` of them, and of each
+        part this process's share, None where nothing of it can be read."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         groups = self.train.groups if self.config.data.group_batches else None
         order = epoch_order(len(self.train), self.config.seed, epoch, groups)
         batch_size, parts = self.config.train.batch_size, self.config.train.accumulate
-        rest = order[done * batch_size : self.steps_per_epoch * batch_size]
-        loader = make_loader(clips, order=rest, batch_size=batch_size // parts, epoch=epoch)
+        rest = np.array(order[done * batch_size : self.steps_per_epoch * batch_size])
+        own = rest.reshape(-1, self.ranks.world, self.share)[:, self.ranks.rank].ravel().tolist()
+        loader = make_loader(clips, order=own, batch_size=self.share, epoch=epoch)
         batches = loader.in_place()
-        while True:
-            # A loader draws a seed as it starts, and a resumed epoch starts one more of them.
-            with torch.random.fork_rng(devices=[]):
-                step = list(itertools.islice(batches, parts))
+        while step := list(itertools.islice(batches, parts)):
             self.broken |= loader.broken
-            if not step:
-                return
-            yield [batch for batch in step if batch is not None]
+            yield step
 
-    def _train_step(self, parts: list[Batch]) -> Row:
-        """Forward, backward, one update. Each pair has the same weight, whatever part it is in. Returns the
-        step's numbers."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _train_step(self, parts: list[Batch | None]) -> Row:
+        """One step; returns its numbers."""
         epoch = self.step // self.steps_per_epoch + 1
         self.step += 1
-        pairs = sum(len(batch) for batch in parts)
-        self._paced_pairs += pairs
-        row: Row = {"step": self.step, "epoch": epoch, "pairs": pairs}
-        if not parts:
-            return row
-        means: dict[str, float] = {}
-        for batch in parts:
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"
-            ):
-                losses = self.model.loss(batch.to(self.device))
-            values = {name: value.item() for name, value in losses.items()}
-            self._check_finite(values)
-            share = len(batch) / pairs
-            (losses["loss"] * share).backward()
-            for name, value in values.items():
-                means[name] = means.get(name, 0.0) + value * share
-        norm = clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm).item()
-        if not math.isfinite(norm):
-            self._fail_on_gradient()
-        lr = max(self.optimizer.get_lr())
-        self.optimizer.step()
-        clamp_logit_scale(self.model.logit_scale)
-        scale = self.model.logit_scale.item()
-        return {**row, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
+        numbers = self.stepper.make(self.step, parts)
+        self._paced_pairs += int(numbers["pairs"])
+        return {"step": self.step, "epoch": epoch, **numbers}
 
     def _finish_epoch(self, row: Row) -> None:
         """Validate, record, save."""
@@ -259,8 +275,8 @@ class Trainer:
                 f"the first: {next(iter(self.broken.values()))}"
             )
         value = None
-        if self.val is not None:
-            settings = dataclasses.replace(self.config.evaluation, bootstrap=0)
+        if self.val is not None and self.ranks.first:
+            settings = dataclasses.replace(self.config.evaluation, bootstrap=0, rerank="none")
             config = dataclasses.replace(self.config, evaluation=settings)
             metrics = evaluate(self.model, self.val, config, store=self.val_store, progress=False).metrics
             row |= {f"val/{side}/{name}": float(x) for side, of in metrics.items() for name, x in of.items()}
@@ -278,6 +294,13 @@ class Trainer:
 
     def _save(self, value: float | None = None) -> None:
         """Save a checkpoint; `value` is the selecting metric where the model was just validated."""
+        if self.history is not None:
+            self._write_checkpoint(self.history, value)
+            self.saved = self.step
+        self.ranks.wait()
+        self.saved = self.step
+
+    def _write_checkpoint(self, history: History, value: float | None) -> None:
         chosen = value is not None and self._beats_best(value)
         stamp = {
             "step": self.step,
@@ -290,16 +313,15 @@ class Trainer:
         best = chosen or self.val is None
         if best:
             self.best = stamp
-        self.history.sync()
+        history.sync()
         state = {
             "config": to_dict(self.config),
             "data": self.fingerprints,
             "step": self.step,
             "seconds": self._elapsed(),
             "best": self.best,
-            "history_rows": len(self.history.rows),
+            "history_rows": len(history.rows),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
         }
         self.checkpoints.save(self.model, state, stamp, best)
 
@@ -311,6 +333,8 @@ class Trainer:
 
     def _log(self, row: Row) -> None:
         """Record a step, with the pace since the last record."""
+        if self.history is None:
+            return
         elapsed = self._elapsed()
         pace = self._paced_pairs / max(elapsed - self._paced_seconds, 1e-9)
         self.history.append({**row, "seconds": elapsed, "pairs_per_second": pace})
@@ -319,27 +343,17 @@ class Trainer:
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._began
 
-    def _check_finite(self, values: dict[str, float]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            part = next((name for name in bad if name != "loss"), "loss")
-            raise TrainingError(f"{part} is {values[part]} at step {self.step}; {self._advice()}")
-
-    def _fail_on_gradient(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                raise TrainingError(
-                    f"the gradient of {name} is not finite at step {self.step}; {self._advice()}"
-                )
-        raise TrainingError(f"the gradients overflow together at step {self.step}; {self._advice()}")
-
-    def _advice(self) -> str:
-        advice = "try a lower optim.lr or train.precision fp32"
-        last = self.checkpoints.last
-        return f"{advice}; the checkpoint in {last} is good" if last.exists() else advice
+    def _check_same_start(self) -> None:
+        started = {**to_dict(self.config), "samples": self.fingerprints}
+        differing = sorted(differing_keys(self.ranks.share(started), started))
+        if differing:
+            raise TrainingError(
+                f"process {self.ranks.rank} was not started as the first one: {', '.join(differing)}; "
+                "give every process the same command and data"
+            )
 
     def _check_same_run(self, saved: dict[str, Any]) -> None:
-        differing = sorted(_differing_keys(saved["config"], to_dict(self.config)))
+        differing = sorted(differing_keys(saved["config"], to_dict(self.config)))
         if differing:
             raise TrainingError(
                 f"{self.run_dir} holds a run of another config: {', '.join(differing)}; "
@@ -369,6 +383,19 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def _share_of_a_part(config: RunConfig, world: int) -> int:
+    """Pairs of each part of a step that one process reads."""
+    batch_size, parts = config.train.batch_size, config.train.accumulate
+    if batch_size % (parts * world):
+        below = batch_size // (parts * world) * parts * world
+        fits = " or ".join(str(size) for size in (below, below + parts * world) if size)
+        raise ConfigError(
+            f"train.batch_size: {world} processes cannot share a batch of {batch_size} in {parts} part(s) "
+            f"equally; a batch of {fits} they can"
+        )
+    return batch_size // (parts * world)
+
+
 def _steps_per_epoch(config: RunConfig, pairs: int) -> int:
     batch_size, parts = config.train.batch_size, config.train.accumulate
     if pairs < batch_size:
@@ -376,25 +403,3 @@ def _steps_per_epoch(config: RunConfig, pairs: int) -> int:
         remedy = f"set train.batch_size to at most {fits}" if fits else "add pairs"
         raise TrainingError(f"{pairs} training pairs do not fill one batch of {batch_size}; {remedy}")
     return pairs // batch_size
-
-
-def _differing_keys(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:
-    """`key (saved there, given here)` for each dotted key whose values differ."""
-    if isinstance(saved, dict) and isinstance(given, dict):
-        for key in {**saved, **given}:
-            yield from _differing_keys(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
-    elif saved != given:
-        yield f"{prefix} ({saved} there, {given} here)"
-
-
-@contextmanager
-def _disk_errors(run_dir: Path) -> Iterator[None]:
-    """A full disk as one clear line, wherever it strikes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise TrainingError(
-            f"cannot write to {run_dir}: {error.strerror}; {disk_remedy(error)} and start again to go on"
-        ) from error

@@ -88,6 +88,8 @@ def _expected(hint: Any, value: Any) -> str:
 
 def unknown_key(key: str, here: Sequence[str], everywhere: Sequence[str]) -> ConfigError:
     """The error for a key that is not there, with the nearest: the same leaf elsewhere, else by spelling."""
+    if key in everywhere:  # only the heads have different keys under one name
+        return ConfigError(f"{key} is a key of another head (known here: {', '.join(here)})")
     leaf = key.rsplit(".", 1)[-1]
     same_leaf = [name for name in everywhere if name.rsplit(".", 1)[-1] == leaf]
     near = same_leaf or difflib.get_close_matches(key, [*here, *everywhere], n=1, cutoff=0.5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.shared import golden_paths
-from xclip_lab.checkpoint import tower_sizes
+from xclip_lab.families import tower_sizes
 from xclip_lab.config import config_from_dict, to_dict
 from xclip_lab.model import create_model, official_name
 

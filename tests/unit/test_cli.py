@@ -20,8 +20,8 @@ from tests.videos import write_video
 from xclip_lab import runs
 from xclip_lab.__main__ import main
 from xclip_lab.config import load_config
-from xclip_lab.evaluation import Result
 from xclip_lab.history import read_history
+from xclip_lab.result import Result
 
 COMMANDS = ["quickstart", "train", "evaluate", "data", "data generate", "runs", "presets"]
 CLIPS = {"train_clips": 12, "val_clips": 4, "test_clips": 6}
@@ -211,6 +211,42 @@ def test_a_run_from_clips_to_metrics(clips, run_dir, capsys):
     assert line.split() == ["tiny", "quickstart", "finished,", "6", "steps", *line.split()[-4:]]
     assert header.split()[-4:] == ["t2v/R@1", "t2v/R@5", "t2v/MdR", "v2t/R@1"]
     assert line.split()[-4] == f"{result.metrics['t2v']['R@1']:.1f}"
+
+
+def test_a_reranked_result_stands_beside_the_raw_one(clips, run_dir, tmp_path, capsys):
+    for method in ("qb_norm", "dual_softmax"):
+        capsys.readouterr()
+        assert main(["evaluate", str(run_dir), "--rerank", method, "--out", str(tmp_path / method)]) == 0
+        shown = capsys.readouterr().out
+        assert shown.index("post-processing none") < shown.index(f"re-ranked by {method} (")
+        found = Result.load(tmp_path / method)
+        assert found.stamp["post_processing"] == "none"
+        assert found.reranked.stamp["post_processing"]["method"] == method
+    assert (
+        main(["evaluate", str(run_dir), "--rerank=qb_norm", "--query-bank=val", "--out", str(tmp_path)]) == 0
+    )
+    statistics = Result.load(tmp_path).reranked.stamp["post_processing"]["statistics"]
+    assert statistics == "4 captions and 4 videos of synthetic / val"
+
+
+def test_reranking_that_cannot_be(run_dir, tmp_path, capsys):
+    words = ("evaluate", str(run_dir), "--out", str(tmp_path / "out"), "--rerank")
+    line = refused(capsys, *words, "qb_norm", "--query-bank", "test")
+    assert "evaluation.query_bank: 'test' holds 6 videos: " in line
+    assert "a query bank must never contain what is evaluated, name another split" in line
+    line = refused(capsys, *words, "qbnorm")
+    assert "evaluation.rerank: 'qbnorm' is not allowed" in line
+    assert "did you mean 'qb_norm'?" in line
+    line = refused(capsys, *words, "dual_softmax", "--evaluation.rerank_temperature", "1e-6")
+    assert "dual softmax: temperature 1e-06 is too small" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_does_not_rerank(clips, tmp_path):
+    """Of a run whose evaluations will: they would decode the whole training split after each epoch."""
+    command = train_command(clips, tmp_path / "run", evaluation__rerank="qb_norm", train__max_steps=3)
+    assert main([*command, "--evaluation.query_bank", "nowhere"]) == 0
+    assert "val/t2v/R@1" in read_history(tmp_path / "run")[-1]
 
 
 def test_one_checkpoint_elsewhere(run_dir, clips, tmp_path, capsys):

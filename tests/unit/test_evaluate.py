@@ -21,9 +21,10 @@ from xclip_lab.checkpoint import load_model, save_model
 from xclip_lab.config import RunConfig, load_config, save_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
 from xclip_lab.errors import CheckpointError, DatasetError, UserError
-from xclip_lab.evaluation import Result, ResultError, encode_texts, evaluate, score, video_clusters
+from xclip_lab.evaluation import encode_texts, evaluate, score, video_clusters
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
 from xclip_lab.model import Origin, RetrievalModel, create_model
+from xclip_lab.result import Result, ResultError
 from xclip_lab.stats import recall_intervals
 from xclip_lab.tokens import TokenSet
 
@@ -377,7 +378,7 @@ def test_the_files_of_a_result(result, tmp_path):
     assert np.load(tmp_path / "similarity.npy").dtype == np.float32
 
 
-@pytest.mark.parametrize("module", [atomic, sys.modules["xclip_lab.evaluation"]])
+@pytest.mark.parametrize("module", [atomic, sys.modules["xclip_lab.result"]])
 def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(result, tmp_path, monkeypatch, module):
     result.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from xclip_lab import plots, text
 from xclip_lab.attention import Explanation, explain
 from xclip_lab.batching import Clip
-from xclip_lab.evaluation import Result
 from xclip_lab.metrics import rank_entries, retrieval_metrics
 from xclip_lab.model import create_model
 from xclip_lab.pointing import Pointing
+from xclip_lab.result import Result
 from xclip_lab.stats import cluster_mean_interval
 from xclip_lab.study import configure
 from xclip_lab.synthetic import ClipTruth

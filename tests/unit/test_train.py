@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
-import av
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +27,7 @@ from tests.unit.training import (
     after_step,
     assert_same,
     disk_full,
+    film,
     frames_of,
     outcome,
     real_processes,
@@ -39,7 +38,6 @@ from tests.unit.training import (
 from xclip_lab import batching, load_config, load_model, train
 from xclip_lab.batching import ClipDataset, FrameStore, epoch_order, make_loader
 from xclip_lab.config import to_dict
-from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.model import RetrievalModel
@@ -56,19 +54,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def filmed(tmp_path_factory):
     """Eight pairs whose videos are real files."""
-    folder = tmp_path_factory.mktemp("videos")
-    dataset = tiny_dataset(8, "val")
-    noise = np.random.default_rng(0)
-    for name in dataset.videos:
-        with av.open(str(folder / f"{name}.mp4"), "w") as file:
-            stream = file.add_stream("libx264", rate=4)
-            stream.width = stream.height = 32
-            for _ in range(4):
-                picture = noise.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            file.mux(stream.encode())
-    samples = [dataclasses.replace(s, path=folder / f"{s.video_id}.mp4") for s in dataset.samples]
-    return VideoTextDataset("tiny", "val", folder, samples)
+    return film(tiny_dataset(8, "val"), tmp_path_factory.mktemp("videos"))
 
 
 def train_broken(run_dir, dataset=None, overrides=None, loss=None):
@@ -408,7 +394,7 @@ def damages(run_dir):
     last = "checkpoints/last"
     state = torch.load(run_dir / last / "training.pt", weights_only=True)
     stamp = json.loads((run_dir / last / "stamp.json").read_text())
-    states = [{"epoch": 3}, [1], {**state, "step": "2"}, {**state, "best": {}}, {**state, "random": {}}]
+    states = [{"epoch": 3}, [1], {**state, "step": "2"}, {**state, "best": {}}]
     states += [{**state, "optimizer": {}}]
     yield f"{last}/model.safetensors", (run_dir / last / "model.safetensors").read_bytes()[:1000]
     whole = (run_dir / last / "training.pt").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+import av
 import numpy as np
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ PAIRS, BATCH, STEPS = 22, 4, 10
 
 
 class NoisyModel(RetrievalModel):
-    """X-CLIP with dropout on the words, so that a run depends on the generators' state."""
+    """X-CLIP with dropout on the words, so that a run depends on the global generators."""
 
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -68,6 +70,21 @@ def frames_of(dataset: VideoTextDataset, frames: int = 2, side: int = 32) -> Fra
     return FrameStore(clips, {})
 
 
+def film(dataset: VideoTextDataset, folder: Path, frames: int = 4, side: int = 32) -> VideoTextDataset:
+    """The dataset with a file of noise for each video."""
+    noise = np.random.default_rng(0)
+    for name in dataset.videos:
+        with av.open(str(folder / f"{name}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=4)
+            stream.width = stream.height = side
+            for _ in range(frames):
+                picture = noise.integers(0, 255, (side, side, 3), dtype=np.uint8)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+    samples = [dataclasses.replace(s, path=folder / f"{s.video_id}.mp4") for s in dataset.samples]
+    return VideoTextDataset(dataset.name, dataset.split, folder, samples)
+
+
 def real_processes() -> multiprocessing.context.ForkServerContext:
     """Processes to kill, forked from a server that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
@@ -92,7 +109,6 @@ def outcome(run_dir: Path) -> dict:
     return {
         "weights": resume.load_file(run_dir / "checkpoints/last/model.safetensors"),
         "optimizer": state["optimizer"],
-        "random": state["random"],
         "best": state["best"],
         "history": [{name: value for name, value in row.items() if name not in clocks} for row in rows],
     }

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from xclip_lab.registry import Registry
 from xclip_lab.tokens import TokenSet
+
+if TYPE_CHECKING:
+    from xclip_lab.config import TemporalConfig
+    from xclip_lab.temporal import AggModule
 
 
 class Tap(nn.Module):
@@ -33,10 +38,19 @@ class Tap(nn.Module):
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """`logits [T, V]` before CLIP's scale, and named extra losses (keys end in `_loss`, already weighted)."""
+    """What a head makes of T texts and V videos.
+
+    Attributes:
+        logits: `[T, V]` before CLIP's scale: what evaluation ranks and, without `contrasted`, the loss contrasts.
+        aux: named extra losses (keys end in `_loss`, already weighted). A head whose losses are over pairs
+            gives them where there are as many texts as videos.
+        contrasted: named `(weight, logits [T, V])`, each with a cross entropy of its own, where the loss is a
+            weighted sum of several; the keys end in `_loss`.
+    """
 
     logits: Tensor
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    contrasted: Mapping[str, tuple[float, Tensor]] = field(default_factory=dict)
 
 
 class Head(nn.Module):
@@ -48,10 +62,12 @@ class Head(nn.Module):
             def __init__(self, config, width, max_words, max_frames): ...
             def forward(self, text, video): return HeadOutput(logits)
 
-    `config_class` is a frozen dataclass with a field `name`.
+    `config_class` is a frozen dataclass with a field `name`. All else has a default that mostly fits.
     """
 
     config_class: ClassVar[type]
+    family: ClassVar[str | None] = None
+    """The official code whose checkpoints it takes (`families.FAMILIES`), None where there is none."""
     video_tokens: ClassVar[Literal["frames", "aggregated"]] = "aggregated"
     """Whether the head's video tokens are CLIP's frames before `agg_module` or the ones after it."""
     scaled_loss: ClassVar[bool] = True
@@ -59,21 +75,43 @@ class Head(nn.Module):
     scaled_similarity: ClassVar[bool] = True
     """Whether `similarity` (what evaluation ranks) carries exp(logit_scale)."""
 
+    @classmethod
+    def check(cls, config: Any, temporal: TemporalConfig, width: int | None) -> None:
+        """Refuse settings that make no sense together, with the reason.
+
+        Args:
+            config: the head's. temporal: the `agg_module` that it would stand on. width: D, None if unknown.
+
+        Raises:
+            ConfigError: says what does fit.
+        """
+
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         raise NotImplementedError
+
+    def encode_text(self, text: TokenSet) -> TokenSet:
+        """All that one text can have computed without a video: `TokenSet.extra` may be filled here."""
+        return text
+
+    def encode_video(self, frames: Tensor, mask: Tensor, temporal: AggModule) -> TokenSet:
+        """All that one video can have computed without a text.
+
+        Args:
+            frames: CLIP frame vectors `[B, F, D]`. mask: `[B, F]`. temporal: the `agg_module`.
+        """
+        aggregated = temporal(frames, mask)
+        tokens = frames if self.video_tokens == "frames" else aggregated
+        return TokenSet(masked_frame_mean(aggregated, mask), tokens, mask)
+
+    def join(self, temporal: AggModule) -> None:
+        """Called once, as the model is built: what the head needs beside an `agg_module` like this one."""
+
+    def start_from_clip(self, clip: CLIP) -> None:
+        """Take over what officially starts as a copy of CLIP's towers."""
 
     def no_weight_decay(self) -> set[str]:
         """Names of the head's own parameters that shall not decay, beside biases, norms and embeddings."""
         return set()
-
-    def video_token_set(self, frames: Tensor, aggregated: Tensor, mask: Tensor) -> TokenSet:
-        """All that one video can have computed without a text.
-
-        Args:
-            frames: CLIP frame vectors `[B, F, D]`. aggregated: the same after `agg_module`. mask: `[B, F]`.
-        """
-        tokens = frames if self.video_tokens == "frames" else aggregated
-        return TokenSet(masked_frame_mean(aggregated, mask), tokens, mask)
 
 
 def masked_frame_mean(frames: Tensor, mask: Tensor) -> Tensor:

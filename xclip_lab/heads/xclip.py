@@ -52,6 +52,7 @@ class XClipHead(Head):
     """
 
     config_class = XClipConfig
+    family = "xclip"
     video_tokens = "frames"
 
     def __init__(self, config: XClipConfig, width: int, max_words: int, max_frames: int) -> None:

@@ -1,0 +1,274 @@
+"""Several processes, one run: with torchrun a run makes the steps of one process with the whole batch.
+
+Two processes on one machine; and two machines with eight GPUs each, where the second says `--node-rank 1`:
+
+    torchrun --nproc-per-node 2 -m xclip_lab train --preset quickstart
+    torchrun --nnodes 2 --node-rank 0 --master-addr FIRST_MACHINE --nproc-per-node 8 \\
+        -m xclip_lab train --preset quickstart --run-dir runs/wide
+
+`train.batch_size` is the batch of the whole run; each process reads its share of it, so every machine needs
+the data and what `train.init` names (generated clips are made where they are missing). With `data.preload`
+each process keeps all frames. The first process (rank 0, on the machine of node rank 0) alone holds the run
+folder, validates and saves; the others get weights and state from it, so the machines need no common disk.
+Processes on GPUs take one each (`cuda:LOCAL_RANK`) and speak NCCL, on the CPU gloo; the tests run gloo.
+
+How it is exact. Every process computes the same loss of the same gathered features; the gradient of that loss
+for the rows of one process, times the number of processes, flows back into its towers; then the gradients of
+all parameters are averaged. For towers, `agg_module`, head and logit_scale alike this is the gradient of one
+process with the whole batch. `official` leaves out the factor, as the papers' code does: what lies before the
+gather gets 1 / processes of its gradient, the rest all of it (ledger 7). A model that lets a video's features
+depend on the rest of its batch (ledger 3, 14) sees the rows of its own process as that rest.
+
+When a process dies, the connections of the others break: each ends with one line, and the same command goes
+on from the last checkpoint. GPUs would wait for a dead one instead, so before each exchange between them the
+processes meet on the CPU, where no wait outlives a broken connection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from xclip_lab.errors import TrainingError
+from xclip_lab.tokens import TokenSet
+
+_TO_APPEAR = timedelta(minutes=10)
+_TO_MEET = timedelta(days=1)  # the first process may validate, or make data, for long
+
+
+class PeerLost(TrainingError):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+class Ranks:
+    """This process's place among those of a run. The default is a process alone, for which all that follows
+    does nothing.
+
+    Attributes:
+        rank: its number from 0. world: how many there are. local_rank: its number on its machine.
+        terminated: it was sent SIGTERM, as torchrun does when one has died and when it is stopped itself.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.world, self.local_rank = rank, world, local_rank
+        self.terminated = False
+        self._cpu: dist.ProcessGroup | None = None
+        if world > 1:
+            self._cpu = dist.new_group(backend="gloo", timeout=_TO_MEET)  # type: ignore[assignment]
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that keeps the run folder."""
+        return self.rank == 0
+
+    def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Every process's numbers, equally many each, in the order of ranks."""
+        if self.world == 1:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.int64)
+        found = [torch.empty_like(own) for _ in range(self.world)]
+        with _connected():
+            dist.all_gather(found, own, group=self._cpu)
+        return [one.tolist() for one in found]
+
+    def any_of(self, flag: bool) -> bool:
+        """Whether the flag is set in one process at least, or one was sent SIGTERM."""
+        return any(one for [one] in self.exchange([flag or self.terminated]))
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        with _connected():
+            dist.broadcast_object_list(box, src=0, group=self._cpu)
+        return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        found = [None] * self.world
+        with _connected():
+            dist.all_gather_object(found, value, group=self._cpu)
+        return found
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.exchange([0])
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers, in place."""
+        if self.world == 1:
+            return
+        self.wait()
+        for value in model.state_dict().values():
+            with _connected():
+                dist.broadcast(value, src=0)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes; what has none in any of them keeps none."""
+        if self.world == 1:
+            return
+        parameters = list(parameters)
+        there = self.exchange([parameter.grad is not None for parameter in parameters])
+        used = [parameter for parameter, *of in zip(parameters, *there, strict=True) if any(of)]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+        flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+        with _connected():
+            dist.all_reduce(flat)
+        flat /= self.world
+        means = flat.split([gradient.numel() for gradient in gradients])
+        for parameter, gradient, mean in zip(used, gradients, means, strict=True):
+            parameter.grad = gradient.copy_(mean.view_as(gradient))
+
+
+def gather_pairs(ranks: Ranks, text: TokenSet, video: TokenSet, official: bool) -> tuple[TokenSet, TokenSet]:
+    """The rows of all processes in the order of ranks, those of this one with gradients.
+
+    Args:
+        text, video: this process's pairs, the same number of each; other processes may have other numbers,
+            also none.
+        official: pass gradients back as they are, not times the number of processes (ledger 7).
+    """
+    if ranks.world == 1:
+        return text, video
+    sizes = [size for [size] in ranks.exchange([len(text)])]
+    factor = 1 if official else ranks.world
+
+    def join(own: Tensor) -> Tensor:
+        padded = own.new_zeros(max(sizes), *own.shape[1:])
+        padded[: len(own)] = own.detach()
+        found = [torch.empty_like(padded) for _ in sizes]
+        with _connected():
+            dist.all_gather(found, padded)
+        rows = [one[:size] for one, size in zip(found, sizes, strict=True)]
+        rows[ranks.rank] = _with_gradient_times(factor, own)
+        return torch.cat(rows)
+
+    return text.map(join), video.map(join)
+
+
+def _with_gradient_times(factor: int, value: Tensor) -> Tensor:
+    value = value.view_as(value)
+    if value.requires_grad:
+        value.register_hook(lambda gradient: gradient * factor)
+    return value
+
+
+_joined: Ranks | None = None
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Within the block: this process among those that torchrun started with it, by the environment variables
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; alone where they are not set. Blocks may nest.
+
+    Args:
+        device: `train.device`.
+
+    Raises:
+        TrainingError: the device is none for several processes, or the others cannot be reached.
+    """
+    global _joined
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if _joined is not None or world == 1:
+        yield _joined or Ranks()
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
+    name = local_device(device, world, local_rank)
+    try:
+        backend = "nccl" if name.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world, timeout=_TO_APPEAR)
+        _joined = Ranks(rank, world, local_rank)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"cannot reach the other processes of the run: {_reason(error)}") from error
+    restore = _note_sigterm(_joined)
+    try:
+        yield _joined
+        # Not after an error: the process is about to end, a dead one would keep this waiting, and torchrun's
+        # SIGTERM must not end it before it has said why.
+        dist.destroy_process_group()
+        restore()
+    finally:
+        _joined = None
+
+
+@contextmanager
+def first_speaks(ranks: Ranks) -> Iterator[None]:
+    """Within the block only the first process prints and tells that Ctrl-C stopped the run."""
+    if ranks.first:
+        yield
+        return
+    with redirect_stdout(None):
+        try:
+            yield
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+
+
+def local_device(name: str, world: int, local_rank: int) -> str:
+    """`train.device` for one of `world` processes: where they use GPUs, each has its own.
+
+    Raises:
+        TrainingError: more processes on this machine than GPUs, or a device that they cannot share.
+
+    >>> local_device("cpu", world=2, local_rank=1)
+    'cpu'
+    """
+    if world == 1:
+        return name
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if name not in ("auto", "cuda"):
+        raise TrainingError(
+            f"train.device: {name!r} does not serve several processes; give auto, cpu or cuda"
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise TrainingError(
+            f"there are {torch.cuda.device_count()} GPUs here; start at most so many processes on this "
+            "machine (torchrun --nproc-per-node), or set train.device=cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
+
+
+def _note_sigterm(ranks: Ranks) -> Callable[[], Any]:
+    """Make SIGTERM only set `ranks.terminated`: what is in hand ends with a clear line either way.
+
+    Returns what undoes it. Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def note(number: int, frame: object) -> None:
+        ranks.terminated = True
+
+    previous = signal.signal(signal.SIGTERM, note)
+    return lambda: signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """The error of a broken connection, which torch raises as a RuntimeError, as `PeerLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(f"another process of the run has ended ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, without the place in the C++ code that gloo puts before it."""
+    text = re.sub(r"^\[\S+\]\s*", "", str(error).strip())
+    return re.split(r"\.\s|\n", text)[0] or type(error).__name__

@@ -1,0 +1,128 @@
+"""CLIP4Clip (Luo et al. 2022): one vector a video against the sentence, or a cross transformer a pair."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import LayerNorm, QuickGELU
+from torch import nn
+from torch.nn.functional import normalize
+
+from xclip_lab.blocks import (
+    EPSILON,
+    added_transformer,
+    check_width,
+    copy_blocks,
+    copy_positions,
+    heads_of,
+    key_mask,
+    learned_positions,
+)
+from xclip_lab.errors import ConfigError
+from xclip_lab.heads.base import HEADS, Head, HeadOutput
+from xclip_lab.ranges import PositiveInt
+from xclip_lab.tokens import TokenSet
+
+if TYPE_CHECKING:
+    from xclip_lab.config import TemporalConfig
+
+
+@dataclass(frozen=True)
+class Clip4ClipConfig:
+    """CLIP4Clip's loose type has nothing to set: the `agg_module` is the method."""
+
+    name: str = "clip4clip"
+
+
+@HEADS.register("clip4clip")
+class Clip4ClipHead(Head):
+    """The cosine of sentence and video (CLIP4Clip 3.3, parameter-free and sequential type)."""
+
+    config_class = Clip4ClipConfig
+    family = "clip4clip"
+
+    def __init__(self, config: Clip4ClipConfig, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
+        return HeadOutput(normalize(text.pooled, dim=-1) @ video.pooled.T)
+
+
+@dataclass(frozen=True)
+class TightTransfConfig:
+    """CLIP4Clip's tight type: `layers` of the cross transformer, rows of its `positions`."""
+
+    name: str = "tightTransf"
+    layers: PositiveInt = 4
+    positions: PositiveInt = 77
+
+
+@HEADS.register("tightTransf")
+class TightTransfHead(Head):
+    """A transformer over the sentence and the frames of each pair (CLIP4Clip 3.3, tight type).
+
+    It costs one pass a pair, and its logit carries no CLIP scale, in training or evaluation. A video without a
+    valid frame has a finite score officially.
+    """
+
+    config_class = TightTransfConfig
+    family = "clip4clip"
+    video_tokens = "frames"
+    scaled_loss = False
+    scaled_similarity = False
+
+    def __init__(self, config: TightTransfConfig, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__()
+        if config.positions <= max_frames:
+            raise ConfigError(
+                f"head.positions: {config.positions} is not allowed with max_frames={max_frames} (the sentence "
+                f"and the frames take {max_frames + 1})"
+            )
+        self.config, self.width = config, width
+        self.cross = nn.Module()
+        self.cross.embeddings = nn.Module()
+        self.cross.embeddings.position_embeddings = learned_positions(config.positions, width)
+        self.cross.embeddings.dropout = nn.Dropout(0.1)
+        self.cross.transformer = added_transformer(width, config.layers)
+        self.cross.pooler = nn.Sequential(
+            OrderedDict(
+                ln_pool=LayerNorm(width, eps=EPSILON), dense=nn.Linear(width, width), activation=QuickGELU()
+            )
+        )
+        self.similarity_dense = nn.Linear(width, 1)
+        for linear in (self.cross.pooler.dense, self.similarity_dense):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    @classmethod
+    def check(cls, config: Any, temporal: TemporalConfig, width: int | None) -> None:
+        """Only `meanP`: the cross transformer sees the frames themselves, in place of an `agg_module`."""
+        if temporal.agg_module != "meanP":
+            raise ConfigError(
+                f"temporal.agg_module: {temporal.agg_module} makes no sense with head.name=tightTransf, whose "
+                "cross transformer takes CLIP's frames themselves; set temporal.agg_module=meanP"
+            )
+        check_width(width, "head.name=tightTransf")
+
+    def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
+        texts, (videos, count) = len(text), video.mask.shape
+        sentences = text.pooled[:, None, None].expand(-1, videos, 1, -1)  # [T, V, 1, D]
+        frames = video.tokens[None].expand(texts, -1, -1, -1)  # [T, V, F, D]
+        tokens = torch.cat([sentences, frames], dim=2).flatten(0, 1)
+        embeddings = self.cross.embeddings
+        tokens = embeddings.dropout(tokens + embeddings.position_embeddings.weight[: count + 1])
+        # One mask a video, the sentence's place always real; rows are pairs, text-major.
+        mask = torch.cat([video.mask.new_ones(videos, 1), video.mask], dim=1)
+        mask = key_mask(mask, heads_of(self.width), tokens.dtype).repeat(texts, 1, 1)
+        crossed = self.cross.transformer(tokens, attn_mask=mask)
+        return HeadOutput(self.similarity_dense(self.cross.pooler(crossed[:, 0])).view(texts, videos))
+
+    def start_from_clip(self, clip: CLIP) -> None:
+        """The cross transformer starts as the first blocks of CLIP's text transformer, with its positions."""
+        copy_positions(self.cross.embeddings.position_embeddings, clip.positional_embedding)
+        copy_blocks(self.cross.transformer, clip.transformer)

@@ -1,0 +1,104 @@
+"""Token-wise baselines: MaxSim (ColBERT) and the token interactions of DRL (Wang et al. 2022), all masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from xclip_lab.aosm.formula import masked_softmax
+from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap
+from xclip_lab.tokens import TokenSet
+
+
+@dataclass(frozen=True)
+class MaxSimConfig:
+    """MaxSim has nothing to set."""
+
+    name: str = "maxsim"
+
+
+class _Interaction(Head):
+    """What these heads share: the matrix of cosines of real words and real frames."""
+
+    def __init__(self, config: object, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__()
+        self.config = config
+        self.word_frame_similarity = Tap("[T, V, W, F]")
+
+    def best_matches(self, text: TokenSet, video: TokenSet) -> tuple[Tensor, Tensor]:
+        """Each word's best frame `[T, V, W]` and each frame's best word `[T, V, F]`; 0 where padded."""
+        scores = torch.einsum(
+            "twd,vfd->tvwf", normalize(text.tokens, dim=-1), normalize(video.tokens, dim=-1)
+        )
+        scores = self.word_frame_similarity(scores)
+        words, frames = text.mask.bool()[:, None], video.mask.bool()[None]
+        of_words = scores.masked_fill(~frames[:, :, None], -torch.inf).amax(-1).masked_fill(~words, 0.0)
+        of_frames = scores.masked_fill(~words.unsqueeze(-1), -torch.inf).amax(-2).masked_fill(~frames, 0.0)
+        return of_words, of_frames
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return values.sum(-1) / mask.sum(-1)
+
+
+@HEADS.register("maxsim")
+class MaxSimHead(_Interaction):
+    """Each word looks for its best frame; the mean over words (ColBERT's late interaction)."""
+
+    config_class = MaxSimConfig
+
+    def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
+        of_words, _ = self.best_matches(text, video)
+        return HeadOutput(_mean(of_words, text.mask[:, None]))
+
+
+@dataclass(frozen=True)
+class TokenInteractionConfig:
+    """The plain token-wise interaction has nothing to set."""
+
+    name: str = "ti"
+
+
+@HEADS.register("ti")
+class TokenInteractionHead(_Interaction):
+    """MaxSim in both directions: words look for frames, frames for words; the mean of both (DRL 3.2)."""
+
+    config_class = TokenInteractionConfig
+
+    def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
+        of_words, of_frames = self.best_matches(text, video)
+        return HeadOutput((_mean(of_words, text.mask[:, None]) + _mean(of_frames, video.mask[None])) / 2)
+
+
+@dataclass(frozen=True)
+class WeightedTokenInteractionConfig:
+    """The weighted token-wise interaction has nothing to set."""
+
+    name: str = "wti"
+
+
+@HEADS.register("wti")
+class WeightedTokenInteractionHead(_Interaction):
+    """As `ti`, with weights of words and of frames that two small networks learn (DRL 3.2, eq. 4)."""
+
+    config_class = WeightedTokenInteractionConfig
+
+    def __init__(self, config: object, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__(config, width, max_words, max_frames)
+        self.text_weight_fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.video_weight_fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.word_softmax = Tap("[T, W]: over words")
+        self.frame_softmax = Tap("[V, F]: over frames")
+
+    def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
+        of_words, of_frames = self.best_matches(text, video)
+        words = self.word_softmax(masked_softmax(self.text_weight_fc(text.tokens).squeeze(-1), text.mask, -1))
+        frames = self.frame_softmax(
+            masked_softmax(self.video_weight_fc(video.tokens).squeeze(-1), video.mask, -1)
+        )
+        from_words = torch.einsum("tvw,tw->tv", of_words, words)
+        from_frames = torch.einsum("tvf,vf->tv", of_frames, frames)
+        return HeadOutput((from_words + from_frames) / 2)

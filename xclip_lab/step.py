@@ -1,0 +1,123 @@
+"""One step of training: the losses of its parts, their gradients over all processes, one update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from xclip_lab.batching import Batch
+from xclip_lab.config import RunConfig
+from xclip_lab.distributed import Ranks, gather_pairs
+from xclip_lab.errors import TrainingError
+from xclip_lab.model import RetrievalModel
+from xclip_lab.optim import BertAdam, CosineAdamW, clamp_logit_scale
+from xclip_lab.resume import seed_everything
+from xclip_lab.tokens import TokenSet
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Makes steps.
+
+    What a step draws at random depends on `config.seed`, its number, its part and the process, and on nothing
+    that was drawn before.
+
+    Attributes:
+        model: on `device`. checkpoint: what an error names as good where it exists.
+    """
+
+    model: RetrievalModel
+    optimizer: BertAdam | CosineAdamW
+    config: RunConfig
+    ranks: Ranks
+    device: torch.device
+    checkpoint: Path
+
+    def make(self, step: int, parts: list[Batch | None]) -> dict[str, float]:
+        """Forward, backward, one update. Each pair has the same weight, whatever part or process it is in.
+
+        Args:
+            parts: of each part of the batch what this process has of it, None for nothing.
+
+        Returns:
+            `pairs` and, where there are any in some process, the losses, `lr`, `grad_norm`, `logit_scale`.
+
+        Raises:
+            TrainingError: a loss or gradient that is not finite. PeerLost: another process died.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        here = [0 if batch is None else len(batch) for batch in parts]
+        sizes = [sum(of) for of in zip(*self.ranks.exchange(here), strict=True)]
+        pairs = sum(sizes)
+        if not pairs:
+            return {"pairs": 0}
+        means: dict[str, float] = {}
+        for part, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
+            if not size:
+                continue
+            losses = self._losses(step, part, batch)
+            values = {name: value.item() for name, value in losses.items()}
+            self._check_finite(step, values)
+            share = size / pairs
+            (losses["loss"] * share).backward()
+            for name, value in values.items():
+                means[name] = means.get(name, 0.0) + value * share
+        self.ranks.average_gradients(self.model.parameters())
+        norm = clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm).item()
+        if not math.isfinite(norm):
+            self._fail_on_gradient(step)
+        lr = max(self.optimizer.get_lr())
+        self.optimizer.step()
+        clamp_logit_scale(self.model.logit_scale)
+        scale = self.model.logit_scale.item()
+        return {"pairs": pairs, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
+
+    def _losses(self, step: int, part: int, batch: Batch | None) -> Mapping[str, Tensor]:
+        """The losses of one part, over the pairs of all processes."""
+        seed, ranks = self.config.seed, self.ranks
+        official = self.config.train.gather_gradients == "official"
+
+        def gather(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet]:
+            if batch is None:
+                text, video = text[:0], video[:0]
+            seed_everything(seed, step, part, ranks.world)  # the head draws the same in every process
+            return gather_pairs(ranks, text, video, official)
+
+        seed_everything(seed, step, part, ranks.rank)
+        given = (self._blank_pair() if batch is None else batch).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            return self.model.loss(given) if ranks.world == 1 else self.model.loss(given, gather)
+
+    def _blank_pair(self) -> Batch:
+        """A pair of no meaning, for a process without any that must compute along with the others."""
+        frames, words, side = int(self.config.max_frames), int(self.config.max_words), self.model.image_size
+        return Batch(
+            token_ids=torch.zeros(1, words, dtype=torch.int64),
+            text_mask=torch.ones(1, words, dtype=torch.int64),
+            video=torch.zeros(1, frames, 3, side, side, dtype=torch.uint8),
+            video_mask=torch.ones(1, frames, dtype=torch.int64),
+        )
+
+    def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            part = next((name for name in bad if name != "loss"), "loss")
+            raise TrainingError(f"{part} is {values[part]} at step {step}; {self._advice()}")
+
+    def _fail_on_gradient(self, step: int) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                raise TrainingError(f"the gradient of {name} is not finite at step {step}; {self._advice()}")
+        raise TrainingError(f"the gradients overflow together at step {step}; {self._advice()}")
+
+    def _advice(self) -> str:
+        advice = "try a lower optim.lr or train.precision fp32"
+        return (
+            f"{advice}; the checkpoint in {self.checkpoint} is good" if self.checkpoint.exists() else advice
+        )
