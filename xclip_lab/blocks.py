@@ -23,6 +23,14 @@ def added_transformer(width: int, layers: int) -> Transformer:
     return Transformer(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm)
 
 
+def added_linear(width: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts as officially: normal weights of deviation 0.02, no bias."""
+    linear = nn.Linear(width, outputs)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 def heads_of(width: int) -> int:
     """Attention heads of a block: one for each 64 of the width."""
     return max(1, width // 64)
@@ -37,8 +45,8 @@ def check_width(width: int | None, user: str) -> None:
     if width and width % heads_of(width):
         below = width // 64 * 64
         raise ConfigError(
-            f"towers.architecture.embed_dim: {width} is not allowed with {user}, whose blocks have a head for "
-            f"each 64 of the width (the next that fit: {below}, {below + 64})"
+            f"towers.architecture.embed_dim: {width} is not allowed with {user}, whose blocks have a head "
+            f"for each 64 of the width (the next that fit: {below}, {below + 64})"
         )
 
 

@@ -136,7 +136,7 @@ def fill_officially(config: ModelConfig, state: Mapping[str, Tensor], name: str)
     """A model as configured, in float32, with the weights of an official state dict.
 
     Raises:
-        CheckpointError: its keys and shapes are not the model's; lists missing, unexpected and mis-sized ones.
+        CheckpointError: its keys and shapes are not the model's; lists missing, unexpected, mis-sized ones.
     """
     model = RetrievalModel(config, load_pretrained=False)
     load_strictly(model, {key: value.float() for key, value in state.items()}, name, official_name)

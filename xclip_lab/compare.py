@@ -42,8 +42,9 @@ METHODS = (
 MIX: dict[str, Any] = {
     "data.root": "data/generated/compare",
     "data.generate": {"train_clips": 3000, "test_clips": 400, "level_shares": [1.0, 1.0, 1.0, 1.0]},
+    "train.epochs": 10,
 }
-"""The clips: all four levels in equal shares, for training and for the test."""
+"""The clips: all four levels in equal shares, for training and for the test; and how long to train."""
 
 
 @dataclass(frozen=True)

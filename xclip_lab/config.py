@@ -82,9 +82,9 @@ class TowersConfig:
 class TemporalConfig:
     """What runs over a video's frames: `agg_module` and the number of its transformer layers.
 
-    `temporal_proj` is what `tdb` makes of a difference of frames. `mask_differences` hides the difference with
-    a padded frame, which officially counts (ledger 4). `mixed_head_masks` repeats CLIP2Video's slip: with two
-    attention heads or more a video takes masks of others in its batch (ledger 3).
+    `temporal_proj` is what `tdb` makes of a difference of frames. `mask_differences` hides the difference
+    with a padded frame, which officially counts (ledger 4). `mixed_head_masks` repeats CLIP2Video's
+    slip: with two attention heads or more a video takes masks of others in its batch (ledger 3).
     """
 
     agg_module: Literal["meanP", "seqLSTM", "seqTransf", "tdb"] = "seqTransf"
@@ -161,7 +161,9 @@ class OptimConfig:
     """`official` is BertAdam with all its oddities, as the papers ran it; `modern` is AdamW with
     correct decay groups, bias correction and a cosine that starts after the warm-up.
 
-    `lr` is for new modules; what lies in CLIP's towers gets `lr * coef_lr`.
+    `lr` is for new modules; what lies in CLIP's towers gets `lr * coef_lr`. `schedule_epochs` is how many
+    epochs the schedule is laid out for, null for those that are trained; GLSCL's code always has 5, and its
+    rate rises again in a longer run (ledger 10).
     """
 
     recipe: Literal["official", "modern"] = "official"
@@ -169,6 +171,7 @@ class OptimConfig:
     coef_lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.2
     warmup_proportion: ClosedUnitInterval = 0.1
+    schedule_epochs: PositiveInt | None = None
     beta1: UnitIntervalBelowOne = 0.9
     beta2: UnitIntervalBelowOne = 0.98
     eps: PositiveFloat = 1e-6
@@ -181,8 +184,8 @@ class TrainConfig:
     accumulation: negatives come from one part only). `max_steps` ends early. `select` is the metric that
     chooses the best checkpoint, on `data.val_split`. `checkpoint_every` and `log_every` count steps.
 
-    With torchrun `batch_size` is that of all processes together, and `gather_gradients` `exact` gives what one
-    process would with the whole batch; `official` gives the towers 1 / processes of it (ledger 7).
+    With torchrun `batch_size` is that of all processes together, and `gather_gradients` `exact` gives what
+    one process would with the whole batch; `official` gives the towers 1 / processes of it (ledger 7).
 
     `init` gives the model other weights to start from than `towers.pretrained`: all of its own, from a run
     folder, a checkpoint of ours or an official file (`pytorch_model.bin.N`).

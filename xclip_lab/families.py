@@ -1,4 +1,4 @@
-"""What an official state dict says of its model: sizes off the shapes, the rest from options. One entry a family."""
+"""What an official state dict says of its model: sizes off the shapes, the rest from options."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def _config(
     """Common to all: what options say goes over what the family does officially."""
     temporal |= {key: options.pop(key) for key in _TEMPORAL_OPTIONS if key in options}
     patch = "3d" if "clip.visual.conv2.weight" in state else "2d"
-    lengths = {key: head.pop(key) for key in ("max_words", "max_frames") if key in head}
     sizes = tower_sizes(state)
-    most = {"max_words": min(77, sizes.context_length), "max_frames": sizes.context_length}
+    lengths = {name: head.pop(name, min(usual, sizes.context_length)) for name, usual in _LENGTHS}
     return model_config_from_dict(
         {
             "towers": {
@@ -72,12 +71,12 @@ def _config(
                 **temporal,
             },
             "head": head | options,
-            **{key: lengths.get(key, min(most[key], default)) for key, default in _LENGTHS.items()},
+            **lengths,
         }
     )
 
 
-_LENGTHS = {"max_words": 32, "max_frames": 12}
+_LENGTHS = (("max_words", 32), ("max_frames", 12))
 """Of a model whose weights do not tell for how many words and frames it was trained."""
 
 
@@ -115,7 +114,7 @@ def _clip2video(state: State, options: dict[str, Any]) -> ModelConfig:
         with_layer = "TAB_TDB" if agg_module == "tdb" else "TAB"
         center_proj = with_layer if count_layers(state, "actionClip") else "plain"
     center_proj = options.pop("center_proj", center_proj)
-    head = {"name": "clip2video", "center_proj": center_proj}
+    head: dict[str, Any] = {"name": "clip2video", "center_proj": center_proj}
     if center_proj:
         head["centers"] = len(state["weight_center"])
     return _config(state, options, agg_module, head, temporal_proj=projection, mixed_head_masks=True)
@@ -124,8 +123,10 @@ def _clip2video(state: State, options: dict[str, Any]) -> ModelConfig:
 @FAMILIES.register("glscl")
 def _glscl(state: State, options: dict[str, Any]) -> ModelConfig:
     agg_module = options.pop("agg_module", None) or _agg_module_of(state)
-    flags = {key: bool(options.pop(key)) for key in ("query_share", "cross_att_share") if key in options}
-    head = {
+    flags: dict[str, Any] = {
+        key: bool(options.pop(key)) for key in ("query_share", "cross_att_share") if key in options
+    }
+    head: dict[str, Any] = {
         "name": "glscl",
         "queries": len(state["spatial_queries"]),
         "layers": count_layers(state, "transformer_decoder_noun", "layers"),

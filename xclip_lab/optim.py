@@ -239,23 +239,32 @@ def create_optimizer(
     return CosineAdamW(groups, total_steps, warmup, betas=betas, eps=eps, fused=True)
 
 
-def freeze_parameters(named: NamedParameters, freeze_layer_num: int) -> None:
+def freeze_parameters(
+    named: NamedParameters, freeze_layer_num: int, freeze_with_3d_patch: bool = False
+) -> None:
     """Official freezing: -1 trains everything; 0 freezes the towers' embeddings and stems (token, positional
     and class embeddings, conv1, ln_pre); n also the first n blocks of both towers.
 
     Args:
         named: pairs of official name and parameter.
+        freeze_with_3d_patch: officially a 3D patch embedding (`clip.visual.conv2`) switches all of this off;
+            True freezes the rest as without it and trains the new embedding itself (ledger 11).
     """
-    for name, parameter in named:
+    parameters = dict(named)
+    if f"clip.{_PATCH_3D}weight" in parameters and not freeze_with_3d_patch:
+        return
+    for name, parameter in parameters.items():
         if name.startswith("clip.") and _is_frozen(name.removeprefix("clip."), freeze_layer_num):
             parameter.requires_grad_(False)
 
 
-_TOPS = ("ln_final.", "text_projection", "logit_scale", "visual.ln_post.", "visual.proj")
+_PATCH_3D = "visual.conv2."
+_TRAINED = ("ln_final.", "text_projection", "logit_scale", "visual.ln_post.", "visual.proj", _PATCH_3D)
+"""What no number of frozen layers reaches."""
 
 
 def _is_frozen(name: str, freeze_layer_num: int) -> bool:
-    if freeze_layer_num < 0 or name.startswith(_TOPS):
+    if freeze_layer_num < 0 or name.startswith(_TRAINED):
         return False
     if name.startswith(("transformer.resblocks.", "visual.transformer.resblocks.")):
         block = int(name.split(".resblocks.")[1].split(".")[0])

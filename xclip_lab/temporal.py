@@ -1,4 +1,4 @@
-"""`agg_module`: what runs over a video's frame vectors before they are pooled (CLIP4Clip 3.3, CLIP2Video 3.2)."""
+"""`agg_module`: what runs over a video's frame vectors before they are pooled (CLIP4Clip, CLIP2Video)."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ class TemporalDifference(SeqTransf):
     def interleave(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens `[B, 2F - 1, D]` with positions and types added, and their mask.
 
-        A difference has the position of the earlier frame, and officially its mask too, so that the difference
-        with the first padded frame counts; `mask_differences` hides it (ledger 4).
+        A difference has the position of the earlier frame, and officially its mask too, so that the
+        difference with the first padded frame counts; `mask_differences` hides it (ledger 4).
         """
         batch, count, width = frames.shape
         positions = self.frame_position_embeddings.weight[:count]

@@ -144,9 +144,11 @@ class Trainer:
         )
         self.model = model.to(self.device)
         named = [(official_name(name), parameter) for name, parameter in model.named_parameters()]
-        freeze_parameters(named, config.towers.freeze_layer_num)
+        freeze_parameters(named, config.towers.freeze_layer_num, config.towers.freeze_with_3d_patch)
         undecayed = {official_name(name) for name in undecayed_parameters(model)}
-        self.optimizer = create_optimizer(named, config.optim, self.total_steps, undecayed)
+        planned = config.optim.schedule_epochs
+        schedule_steps = self.steps_per_epoch * planned if planned else self.total_steps
+        self.optimizer = create_optimizer(named, config.optim, schedule_steps, undecayed)
         self.checkpoints = Checkpoints(run_dir)
         self.stepper = Stepper(
             self.model, self.optimizer, config, self.ranks, self.device, self.checkpoints.last

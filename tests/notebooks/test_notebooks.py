@@ -16,8 +16,9 @@ from xclip_lab import Result
 from xclip_lab.metrics import METRICS
 from xclip_lab.runs import NOTEBOOKS, execute_notebook
 
-NAMES = ["00_quickstart", "20_train", "30_evaluate", "50_attention"]
+NAMES = ["00_quickstart", "20_train", "30_evaluate", "50_attention", "70_compare"]
 PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
+OF_MANY = {"presets", "seeds", "run_dir", "overrides", "smoke"}
 
 
 def run(name: str, folder: Path, overrides: dict | None = None, **parameters) -> str:
@@ -80,7 +81,7 @@ def test_is_plain(name):
     assigned = ast.parse(parameters.source).body
     assert all(isinstance(line, ast.Assign) for line in assigned)
     given = {line.targets[0].id: ast.literal_eval(line.value) for line in assigned}
-    assert given.keys() >= PARAMETERS
+    assert given.keys() >= (OF_MANY if name == "70_compare" else PARAMETERS)
     assert not given["smoke"]
     for cell in code:
         tree = ast.parse(cell.source.replace("%matplotlib inline\n", ""))
@@ -186,3 +187,15 @@ def test_attention(quickstart, generated, tmp_path):
     assert figures(tmp_path) == {"clip", "aosm", "pointing"}
     for line in ("frame-word", "logit", "frame_softmax", "this model", "shuffled truth"):
         assert line in printed
+
+
+def test_compare(generated, tmp_path):
+    methods = ["quickstart", "quickstart-tightTransf", "quickstart-glscl"]
+    printed = run("70_compare", tmp_path, generated, presets=methods, seeds=[0, 1])
+    assert "6 models, 0 of them done before" in printed
+    assert figures(tmp_path) == {"levels", "cost"}
+    rows = (tmp_path / "compare.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 4  # methods, each with `all` and three levels
+    assert "6 models, 6 of them done before" in run(
+        "70_compare", tmp_path, generated, presets=methods, seeds=[0, 1]
+    )

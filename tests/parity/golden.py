@@ -15,15 +15,13 @@ from xclip_lab import Batch
 
 
 class Golden:
-    """`.npz` files of reference numbers: `golden["in/square/video"]` is a tensor."""
+    """One `.npz` of reference numbers: `golden["in/square/video"]` is a tensor."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays = arrays
-
-    @classmethod
-    def read(cls, path: Path) -> Golden:
-        with np.load(path, allow_pickle=False) as archive:
-            return cls({key: archive[key] for key in archive.files})
+    def __init__(self, source: Path | Mapping[str, np.ndarray]) -> None:
+        if isinstance(source, Path):
+            with np.load(source, allow_pickle=False) as archive:
+                source = {key: archive[key] for key in archive.files}
+        self.arrays = source
 
     @property
     def meta(self) -> dict:
@@ -40,7 +38,7 @@ class Golden:
         return {key.removeprefix(prefix): self[key] for key in self.arrays if key.startswith(prefix)}
 
     def names(self, key: str) -> list[str]:
-        """A stored list of names; without any, one empty name is stored."""
+        """A list of names. An empty one is stored as one empty name, or not at all."""
         return [str(name) for name in self.arrays.get(key, ()) if name]
 
     def sets(self) -> list[str]:
@@ -52,17 +50,23 @@ class Golden:
         inputs = self.below(f"in/{name}/")
         return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["video"], inputs["video_mask"])
 
-    def variant(self, name: str) -> Golden:
-        """Another setting with the same weights and inputs, whose numbers lie one name deeper: of
-        `out/s10/square/logits` and `grad/s10/noun_queries` the variant `s10` has `out/square/logits` and
-        `grad/noun_queries`. The empty name is what lies at the top."""
-        shared = {key: self.arrays[key] for key in self.arrays if key.startswith(("sd/", "in/", "meta"))}
-        depths = {"mid": 3, "out": 3, "grad": 2, "grad16": 2, "gradnorm": 2}
+    def variants(self) -> list[str]:
+        """Other settings with the same weights, whose numbers lie one name deeper: `out/s10/square/logits`."""
+        return sorted(
+            {key.split("/")[1] for key in self.arrays if key.startswith("out/") and key.count("/") == 3}
+        )
+
+    def variant(self, name: str | None) -> Golden:
+        """The numbers of one of the variants, or of none of them, as if there were no others."""
+        variants, chosen = self.variants(), {}
         for key, value in self.arrays.items():
-            kind, *rest = key.split("/")
-            if kind in depths and len(rest) == depths[kind] - (not name) and (not name or rest[0] == name):
-                shared["/".join([kind, *rest[bool(name) :]])] = value
-        return Golden(shared)
+            kind, _, rest = key.partition("/")
+            first, _, deeper = rest.partition("/")
+            if kind in ("sd", "in", "meta") or (name is None and first not in variants):
+                chosen[key] = value
+            elif first == name:
+                chosen[f"{kind}/{deeper}"] = value
+        return Golden(chosen)
 
 
 def model_cases(family: str) -> list[Path]:

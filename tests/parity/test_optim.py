@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.shared import golden_path, needs_golden
+from tests.parity.families import official_model
+from tests.parity.golden import Golden
+from tests.shared import golden_path, golden_paths, needs_golden
 from xclip_lab.config import OptimConfig
+from xclip_lab.model import official_name
 from xclip_lab.optim import (
     SCHEDULES,
     clamp_logit_scale,
@@ -19,17 +22,26 @@ from xclip_lab.optim import (
     parameter_groups,
 )
 
-pytestmark = [needs_golden("optim.npz"), needs_golden("groups_xclip.json")]
+pytestmark = needs_golden("optim.npz")
+
+
+def groups_of(family: str) -> dict[str, dict]:
+    return json.loads(golden_path(f"groups_{family}.json").read_text())
+
+
+FAMILIES = [path.stem.removeprefix("groups_") for path in golden_paths("groups_*.json")]
+GROUPS = [(family, case) for family in FAMILIES for case in groups_of(family)]
+FREEZING = [
+    (family, case, number)
+    for family, case in GROUPS
+    for number in groups_of(family)[case].get("frozen_by_freeze_layer_num", ())
+]
+ALWAYS_FROZEN = [(family, case) for family, case in GROUPS if "frozen" in groups_of(family)[case]]
 
 
 @pytest.fixture(scope="module")
 def golden():
     return np.load(golden_path("optim.npz"), allow_pickle=False)
-
-
-@pytest.fixture(scope="module")
-def groups_golden():
-    return json.loads(golden_path("groups_xclip.json").read_text())["seqTransf"]
 
 
 @pytest.mark.parametrize("total_steps", [20, 7.5])
@@ -70,19 +82,32 @@ def test_schedules_are_the_official_ones(golden, name, warmup):
     np.testing.assert_allclose(ours, golden[f"sched/{name}/warmup{warmup}"], rtol=1e-12, atol=1e-15)
 
 
-def test_groups_are_the_official_ones(groups_golden):
-    named = [(name, nn.Parameter(torch.zeros(1))) for name in groups_golden["group_of"]]
+@pytest.mark.parametrize(("family", "case"), GROUPS)
+def test_groups_are_the_official_ones(family, case):
+    official = groups_of(family)[case]
+    named = [(name, nn.Parameter(torch.zeros(1))) for name in official["group_of"]]
     groups = parameter_groups(named, OptimConfig(recipe="official", lr=0.01, coef_lr=0.1))
     found = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
-    assert {name: found[id(p)] for name, p in named} == groups_golden["group_of"]
-    for group, official in zip(groups, groups_golden["groups"], strict=True):
-        assert group["lr"] == pytest.approx(official["lr"], rel=1e-12)
-        assert group["weight_decay"] == official["weight_decay"]
+    assert {name: found[id(p)] for name, p in named} == official["group_of"]
+    for group, theirs in zip(groups, official["groups"], strict=True):
+        assert group["lr"] == pytest.approx(theirs["lr"], rel=1e-12)
+        assert group["weight_decay"] == theirs["weight_decay"]
 
 
-@pytest.mark.parametrize("number", [-1, 0, 1, 2, 3, 12])
-def test_freezing_is_the_official_one(groups_golden, number):
-    named = [(name, nn.Parameter(torch.zeros(1))) for name in groups_golden["group_of"]]
-    freeze_parameters(named, number)
+@pytest.mark.parametrize(("family", "case", "number"), FREEZING)
+def test_freezing_is_the_official_one(family, case, number):
+    official = groups_of(family)[case]
+    named = [(name, nn.Parameter(torch.zeros(1))) for name in official["group_of"]]
+    freeze_parameters(named, int(number))
     frozen = {name for name, parameter in named if not parameter.requires_grad}
-    assert frozen == set(groups_golden["frozen_by_freeze_layer_num"][str(number)])
+    assert frozen == set(official["frozen_by_freeze_layer_num"][number])
+
+
+@pytest.mark.parametrize(("family", "case"), ALWAYS_FROZEN)
+def test_what_a_family_always_freezes(family, case):
+    path = golden_path(f"{family}_{case}.npz")
+    if not path.exists():
+        pytest.skip(f"reference data {path.name!r} not found: set XCLIP_LAB_SHARED")
+    model = official_model(Golden(path))
+    frozen = [official_name(name) for name, value in model.named_parameters() if not value.requires_grad]
+    assert frozen == groups_of(family)[case]["frozen"]

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.training import NoisyModel, tiny_config
+from tests.unit.training import NoisyModel, frames_of, tiny_config, tiny_dataset
 from xclip_lab.config import OptimConfig
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.model import official_name
 from xclip_lab.optim import (
     create_optimizer,
+    freeze_parameters,
     parameter_groups,
     undecayed_parameters,
     warmup_then_cosine,
 )
+from xclip_lab.train import fit
 
 MODERN = OptimConfig(recipe="modern", lr=1e-2, coef_lr=0.1, weight_decay=0.2)
 
@@ -135,3 +137,34 @@ def test_loss_by_hand():
     columns = -sum(math.log(math.exp(logits[i, i]) / logits[:, i].exp().sum()) for i in range(4)) / 4
     assert symmetric_cross_entropy(logits).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
     assert symmetric_cross_entropy(logits.T).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_freezing_with_the_3d_patch(number):
+    """Officially it freezes nothing; repaired it freezes what it does with the 2D patch, and conv2 trains."""
+
+    def frozen(patch: str, repaired: bool) -> set[str]:
+        named = named_parameters(NoisyModel(tiny_config({"towers.linear_patch": patch}).model))
+        assert ("clip.visual.conv2.weight" in dict(named)) == (patch == "3d")
+        freeze_parameters(iter(named), number, freeze_with_3d_patch=repaired)
+        return {name for name, parameter in named if not parameter.requires_grad}
+
+    expected = frozen("2d", repaired=False)
+    assert {"clip.visual.conv1.weight", "clip.token_embedding.weight"} <= expected
+    assert ("clip.visual.transformer.resblocks.0.ln_1.weight" in expected) == (number == 1)
+    assert frozen("3d", repaired=False) == set()
+    assert frozen("3d", repaired=True) == expected
+    assert frozen("2d", repaired=True) == expected
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_training_with_the_3d_patch_freezes_as_told(repaired, tmp_path):
+    settings = {"towers.linear_patch": "3d", "towers.freeze_layer_num": 0}
+    settings |= {"towers.freeze_with_3d_patch": repaired, "train.max_steps": 2}
+    config, dataset = tiny_config(settings), tiny_dataset()
+    model = NoisyModel(config.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, config, dataset, tmp_path, store=frames_of(dataset), progress=False)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert ("clip.visual.class_embedding" in moved) == (not repaired)
+    assert {"clip.visual.conv2.weight", "clip.text_projection"} <= moved

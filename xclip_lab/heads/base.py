@@ -41,7 +41,7 @@ class HeadOutput:
     """What a head makes of T texts and V videos.
 
     Attributes:
-        logits: `[T, V]` before CLIP's scale: what evaluation ranks and, without `contrasted`, the loss contrasts.
+        logits: `[T, V]` before CLIP's scale: what evaluation ranks and, without `contrasted`, the loss uses.
         aux: named extra losses (keys end in `_loss`, already weighted). A head whose losses are over pairs
             gives them where there are as many texts as videos.
         contrasted: named `(weight, logits [T, V])`, each with a cross entropy of its own, where the loss is a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from open_clip.model import CLIP
@@ -18,7 +18,7 @@ from xclip_lab.tokens import TokenSet
 
 if TYPE_CHECKING:
     from xclip_lab.config import TemporalConfig
-    from xclip_lab.temporal import AggModule
+    from xclip_lab.temporal import AggModule, SeqTransf, TemporalDifference
 
 TAB = "tab"
 """The name of TAB's vector in `TokenSet.extra`."""
@@ -28,10 +28,10 @@ TAB = "tab"
 class Clip2VideoConfig:
     """CLIP2Video's settings.
 
-    `center_proj`: which tokens TAB adds to a video's frames before it assigns them to centres: none (`plain`);
-    every second frame through a layer of its own (`TAB`); that layer over those frames and their differences
-    (`TAB_TDB`, as released). null leaves TAB out. `centers` is K, shared by texts and videos. `center_weight`
-    is the weight w of the sentence-video score and loss; TAB has 1 - w.
+    `center_proj`: which tokens TAB adds to a video's frames before it assigns them to centres: none
+    (`plain`); every second frame through a layer of its own (`TAB`); that layer over those frames and their
+    differences (`TAB_TDB`, as released). null leaves TAB out. `centers` is K, shared by texts and videos.
+    `center_weight` is the weight w of the sentence-video score and loss; TAB has 1 - w.
     """
 
     name: str = "clip2video"
@@ -57,9 +57,7 @@ class Clip2VideoHead(Head):
         if config.center_proj in ("TAB", "TAB_TDB"):
             self.actionClip = added_transformer(width, 1)
         self.word_assignment_softmax = Tap("[T, W, K]: over centres")
-        self.frame_assignment_softmax = Tap(
-            "[V, N, K]: over centres; the added tokens stand before the frames"
-        )
+        self.frame_assignment_softmax = Tap("[V, N, K]: over centres; the added tokens follow the frames")
         self.sentence_score = Tap("[T, V]")
         self.tab_score = Tap("[T, V]")
 
@@ -105,20 +103,21 @@ class Clip2VideoHead(Head):
         return TokenSet(pooled, frames, mask, {TAB: aligned})
 
     def with_added_tokens(self, frames: Tensor, mask: Tensor, temporal: AggModule) -> tuple[Tensor, Tensor]:
-        """TAB's tokens of a video (CLIP2Video 3.3): every second frame in the context of the others, then all
-        frames as they are. `[B, N, D]` and their mask `[B, N]`."""
+        """TAB's tokens of a video (CLIP2Video 3.3): all frames as they are, then every second frame in the
+        context of the others. `[B, N, D]` and their mask `[B, N]`."""
         if self.config.center_proj == "plain":
             return frames, mask
         kept, kept_mask = frames[:, ::2], mask[:, ::2]
         if self.config.center_proj == "TAB_TDB":
-            added = temporal.with_differences(kept, kept_mask, self.actionClip)
+            added = cast("TemporalDifference", temporal).with_differences(kept, kept_mask, self.actionClip)
         else:
-            positioned = kept + temporal.frame_position_embeddings.weight[: kept.shape[1]]
+            positions = cast("SeqTransf", temporal).frame_position_embeddings.weight
+            positioned = kept + positions[: kept.shape[1]]
             added = self.actionClip(positioned, attn_mask=temporal.attention_mask(kept_mask)) + kept
-        return torch.cat([added, frames], dim=1), torch.cat([kept_mask, mask], dim=1)
+        return torch.cat([frames, added], dim=1), torch.cat([mask, kept_mask], dim=1)
 
     def _align(self, tokens: Tensor, mask: Tensor, softmax: Tap) -> Tensor:
-        """Soft assignment of `tokens [B, N, D]` to the centres and the mean of what each gathers (eq. 5, 6)."""
+        """Soft assignment of `tokens [B, N, D]` to the centres and the mean of what each gathers (3.3)."""
         weights = softmax((tokens @ self.weight_center.T).softmax(-1))
         weights = weights * mask.to(weights.dtype).unsqueeze(-1)
         gathered = weights.transpose(1, 2) @ tokens - weights.sum(1).unsqueeze(-1) * self.emb_center

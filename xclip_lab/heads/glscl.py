@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import margin_ranking_loss, normalize, relu
 
 from xclip_lab.aosm.formula import masked_softmax
+from xclip_lab.blocks import added_linear
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap, masked_frame_mean
 from xclip_lab.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -37,7 +38,8 @@ class GlsclConfig:
     whether texts and videos share queries and decoder. `temp` is the softmax temperature of the global score,
     `loss2_weight` weighs the local score, `alpha` the intra-diversity loss, `beta` a part of the
     inter-consistency loss (its MSR-VTT script has 0.02, its README 0.005: ledger 17). `feed_forward` is the
-    decoder's inner width. `mask_padding` hides padded words and frames from the queries and the global
+    decoder's inner width. `overlap_per_pair` takes the mean over the batch where the released code divides
+    its sum by Q (ledger 18). `mask_padding` hides padded words and frames from the queries and the global
     weights; officially they take part (ledger 14).
     """
 
@@ -51,6 +53,7 @@ class GlsclConfig:
     beta: NonNegativeFloat = 0.005
     loss2_weight: NonNegativeFloat = 0.5
     feed_forward: PositiveInt = FEED_FORWARD
+    overlap_per_pair: bool = False
     mask_padding: bool = False
 
 
@@ -58,8 +61,9 @@ class GlsclConfig:
 class GlsclHead(Head):
     """The head. Similarity carries no CLIP scale, the cross entropy does.
 
-    `weight_fc` and the decoder templates are in the official checkpoints and have no effect: the released code
-    computes a result of `weight_fc` for every pair and throws it away; here it is loaded and never computed.
+    `weight_fc` and the decoder templates are in the official checkpoints and have no effect: the released
+    code computes a result of `weight_fc` for every pair and throws it away; here it is loaded and never
+    computed.
     """
 
     config_class = GlsclConfig
@@ -71,10 +75,9 @@ class GlsclHead(Head):
         self.config = config
         self.noun_queries = nn.Parameter(torch.rand(config.queries, width))
         self.spatial_queries = nn.Parameter(torch.rand(config.queries, width))
-        self.weight_fc = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 1))
-        for linear in (self.weight_fc[0], self.weight_fc[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        self.weight_fc = nn.Sequential(
+            added_linear(2 * width, 4 * width), nn.ReLU(), added_linear(4 * width, 1)
+        )
         self.decoder_layer_noun = QueryLayer(width, config.feed_forward)
         self.transformer_decoder_noun = QueryDecoder(self.decoder_layer_noun, config.layers)
         self.decoder_layer_spatial = QueryLayer(width, config.feed_forward)
@@ -124,7 +127,9 @@ class GlsclHead(Head):
         return HeadOutput(
             logits,
             aux={
-                "inter_consistency_loss": inter_consistency(of_texts, of_videos, self.config.beta),
+                "inter_consistency_loss": inter_consistency(
+                    of_texts, of_videos, self.config.beta, self.config.overlap_per_pair
+                ),
                 "intra_diversity_loss": self.config.alpha * intra_diversity(of_videos),
             },
         )
@@ -141,15 +146,16 @@ class GlsclHead(Head):
         return torch.einsum("td,tvd->tv", normalize(text.pooled, dim=-1), conditioned)
 
 
-def inter_consistency(of_texts: Tensor, of_videos: Tensor, beta: float) -> Tensor:
+def inter_consistency(of_texts: Tensor, of_videos: Tensor, beta: float, per_pair: bool = False) -> Tensor:
     """The inter-consistency loss (GLSCL 3.4) of `[B, Q, D]` each; the released code calls it intra.
 
     The mean squared difference of the modalities' batch means, plus beta times, summed over queries, the
-    squared difference of ((1/Q) * sum over the batch of <text query, video query>) from 0.75. The sum over the
-    batch is divided by Q and not by B, so that it grows with the batch (ledger 18).
+    squared difference of ((1/Q) * sum over the batch of <text query, video query>) from 0.75. The sum over
+    the batch is divided by Q and not by B, so that it grows with the batch, unless `per_pair` (ledger 18).
     """
     means = (of_texts.mean(0) - of_videos.mean(0)).square().mean()
-    matching = (of_texts * of_videos).sum((0, 2)) / of_texts.shape[1]
+    batch, queries, _ = of_texts.shape
+    matching = (of_texts * of_videos).sum((0, 2)) / (batch if per_pair else queries)
     return means + beta * (matching - OVERLAP).square().sum()
 
 

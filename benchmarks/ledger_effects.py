@@ -1,0 +1,118 @@
+"""How far each switch of the ledger moves logits and R@1 of models trained on the generated clips.
+
+    python benchmarks/ledger_effects.py runs/compare
+
+Takes the runs of `70_compare` (the first seed of each method) and evaluates the same weights on the same
+test clips on both sides of a switch: once with all frames, where no video has padding, and once with a
+quarter to three quarters of each video's frames, so that videos differ in length. For the mixed head masks a
+CLIP2Video of two attention heads is trained first (`--epochs`), since one head hides them. What only training
+can show is not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xclip_lab import compare, study
+from xclip_lab.batching import ClipDataset, FrameStore, preload
+from xclip_lab.checkpoint import load_model
+from xclip_lab.config import load_config, model_config_from_dict, to_dict
+from xclip_lab.evaluation import evaluate
+from xclip_lab.model import RetrievalModel
+from xclip_lab.result import Result
+from xclip_lab.train import fit
+
+SWITCHES = (  # ledger row, preset of the run, official settings, repaired settings
+    ("1", "quickstart", {"head.mask_padding": False}, {"head.mask_padding": True}),
+    ("3", "quickstart-clip2video", {"temporal.mixed_head_masks": True}, {"temporal.mixed_head_masks": False}),
+    ("4", "quickstart-clip2video", {"temporal.mask_differences": False}, {"temporal.mask_differences": True}),
+    ("14", "quickstart-glscl", {"head.mask_padding": False}, {"head.mask_padding": True}),
+    (
+        "GLSCL text mask",
+        "quickstart-glscl",
+        {"towers.mask_padded_words": False},
+        {"towers.mask_padded_words": True},
+    ),
+)
+TWO_HEADS = {"towers.architecture.embed_dim": 128, "towers.architecture.text_width": 128}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, help="the run_dir of 70_compare")
+    parser.add_argument("--epochs", type=int, default=6, help="of the CLIP2Video with two heads")
+    arguments = parser.parse_args()
+    data = load_config("quickstart", compare.MIX)
+    test = study.open_split(data, "test")
+    whole = preload(ClipDataset(test, data), progress=False)
+    stores = {"all frames": whole, "some frames": shortened(whole)}
+    print(f"{'row':<18}{'clips':<13}{'R@1 official':>13}{'repaired':>10}{'logits moved by':>17}")
+    for row, preset, official, repaired in SWITCHES:
+        run = two_heads(arguments.runs, arguments.epochs) if row == "3" else find(arguments.runs, preset)
+        model = load_model(run)
+        for name, store in stores.items():
+            sides = [
+                evaluate(with_settings(model, change), test, data, store=store, progress=False)
+                for change in (official, repaired)
+            ]
+            report(row, name, *sides)
+
+
+def find(runs: Path, preset: str) -> Path:
+    """The first seed's run of a preset."""
+    return min(runs.glob(f"{preset}_s*"))
+
+
+def two_heads(runs: Path, epochs: int) -> Path:
+    """CLIP2Video with two attention heads in its added transformers, official masks; trained once."""
+    settings = compare.MIX | TWO_HEADS | {"train.epochs": epochs, "temporal.mixed_head_masks": True}
+    config = load_config("quickstart-clip2video", settings)
+    fit(
+        study.new_model(config), config, study.open_split(config, "train"), runs / "two_heads", progress=False
+    )
+    return runs / "two_heads"
+
+
+def shortened(store: FrameStore) -> FrameStore:
+    """The same videos with a quarter to three quarters of their frames, evenly spaced, drawn by seed 0."""
+    draw = np.random.default_rng(0)
+    clips = {}
+    for video, (pixels, timestamps) in store.clips.items():
+        count = int(draw.integers(len(pixels) // 4, 3 * len(pixels) // 4, endpoint=True))
+        kept = torch.linspace(0, len(pixels) - 1, count).round().long()
+        clips[video] = (pixels[kept], timestamps[kept])
+    return dataclasses.replace(store, clips=clips)
+
+
+def with_settings(model: RetrievalModel, changes: Mapping[str, Any]) -> RetrievalModel:
+    """The same weights under other settings of the model."""
+    values = to_dict(model.config)
+    for key, value in changes.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    changed = RetrievalModel(model_config_from_dict(values), load_pretrained=False)
+    changed.load_state_dict(model.state_dict())
+    return changed.eval()
+
+
+def report(row: str, clips: str, official: Result, repaired: Result) -> None:
+    moved = np.abs(official.similarity - repaired.similarity)
+    cells = [result.metrics["t2v"]["R@1"] for result in (official, repaired)]
+    print(
+        f"{row:<18}{clips:<13}{cells[0]:>13.1f}{cells[1]:>10.1f}"
+        f"{np.median(moved):>9.2g} to {moved.max():.2g}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
