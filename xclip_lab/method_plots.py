@@ -37,7 +37,7 @@ def level_recalls(table: pd.DataFrame) -> Figure | None:
     axis.spines[:].set_visible(False)
     axis.set_title("Text-to-video R@1 (%): mean, and range over seeds", loc="left")
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 

@@ -51,7 +51,7 @@ class Golden:
         return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["video"], inputs["video_mask"])
 
     def variants(self) -> list[str]:
-        """Other settings with the same weights, whose numbers lie one name deeper: `out/s10/square/logits`."""
+        """Other settings of the same weights, whose numbers lie one name deeper: `out/s10/square/logits`."""
         return sorted(
             {key.split("/")[1] for key in self.arrays if key.startswith("out/") and key.count("/") == 3}
         )

@@ -18,37 +18,34 @@ each_case = pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 
 
 @each_case
-def test_logits(golden, model):
-    """Also of either score alone: the sentence with the pooled video, and TAB's."""
+def test_logits_and_intermediates(golden, model):
+    """Also the logits of either score alone: the sentence with the pooled video, and TAB's."""
     families.check_logits(golden, model)
     for name in golden.sets():
-        _, cache = run_with_cache(model, golden.batch(name))
+        batch = golden.batch(name)
+        _, cache = run_with_cache(model, batch)
         for official, tap in (("main", "sentence_score"), ("tab", "tab_score")):
             key = f"out/{name}/{official}_logits"
             assert (key in golden) == (f"head.{tap}" in cache)
             if key in golden:
                 logits = cache[f"head.{tap}"] * model.logit_scale.exp()
                 assert_near(logits, golden[key], key, **logits_tolerance(golden))
-
-
-@each_case
-def test_intermediates(golden, model):
-    for name in golden.sets():
-        check_intermediates(with_joined_tokens(golden, name), name, intermediates(model, golden.batch(name)))
+        check_intermediates(with_joined_tokens(golden, name), name, intermediates(model, batch, cache))
 
 
 def with_joined_tokens(golden: Golden, name: str) -> Golden:
-    """What the official code keeps apart of a TDB token (itself, its position, its type) added up, as here."""
+    """What the official code keeps apart of a TDB token (itself, its position, its type) added up."""
     arrays = dict(golden.arrays)
     for kind in ("tdb", "tab_tdb"):
-        of_kind = [f"mid/{name}/{kind}_{part}" for part in ("tokens", "position_embeddings", "type_embeddings")]
+        of_kind = [
+            f"mid/{name}/{kind}_{part}" for part in ("tokens", "position_embeddings", "type_embeddings")
+        ]
         if of_kind[0] in arrays:
             arrays[of_kind[0]] = sum(arrays.pop(key) for key in of_kind)
     return Golden(arrays)
 
 
-def intermediates(model, batch):
-    _, cache = run_with_cache(model, batch)
+def intermediates(model, batch, cache):
     with evaluating(model):
         text = model.encode_text(batch.token_ids, batch.text_mask)
         video = model.encode_video(batch.video, batch.video_mask)

@@ -18,12 +18,8 @@ each_case = pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 
 
 @each_case
-def test_logits(golden, model):
+def test_logits_and_intermediates(golden, model):
     families.check_logits(golden, model)
-
-
-@each_case
-def test_intermediates(golden, model):
     for name in golden.sets():
         batch = golden.batch(name)
         with evaluating(model), ExitStack() as hooks:
@@ -48,7 +44,9 @@ def watch_cross(hooks: ExitStack, cross: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def transformed(module, inputs, options, output):
-        additive = options["attn_mask"][:: len(options["attn_mask"]) // len(output)]  # of each pair's first head
+        additive = options["attn_mask"][
+            :: len(options["attn_mask"]) // len(output)
+        ]  # of each pair's first head
         found["cross_mask"] = additive[:, 0] == 0
         found["cross_output"] = output[-1]  # the official code keeps the last pair's
 

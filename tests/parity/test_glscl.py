@@ -54,7 +54,7 @@ def model(golden, variant):
 
 
 @each_variant
-def test_similarity_and_intermediates(golden, model, variant):
+def test_logits_and_intermediates(golden, model, variant):
     """Of each set for which a variant has numbers: hyper-parameters of the loss alone have none."""
     for name in golden.sets():
         logits, cache = run_with_cache(model, golden.batch(name))

@@ -76,8 +76,8 @@ def taken_from_clip(source, clip):
 
 
 def check_distribution(name, value, official):
-    """Mean and deviation to five standard errors of two samples. A uniform distribution has ends, which n values
-    come near to about 3.5 deviations / n; a normal one has some values beyond them."""
+    """Mean and deviation to five standard errors of two samples. A uniform distribution has ends, which n
+    values come near to about 3.5 deviations / n; a normal one has some values beyond them."""
     count, mean, std = value.numel(), official["mean"], official["std"]
     assert value.mean().item() == pytest.approx(mean, abs=5 * std * (2 / count) ** 0.5), name
     assert value.std().item() == pytest.approx(std, rel=5 / count**0.5, abs=1e-4), name

@@ -32,12 +32,8 @@ TAPS = {  # official intermediate value -> tap, and the axes of the tap in the o
 
 
 @each_case
-def test_logits(golden, model):
+def test_logits_and_intermediates(golden, model):
     families.check_logits(golden, model)
-
-
-@each_case
-def test_intermediates(golden, model):
     for name in golden.sets():
         batch = golden.batch(name)
         _, cache = run_with_cache(model, batch)

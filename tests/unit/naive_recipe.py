@@ -1,7 +1,7 @@
 """X-CLIP and the official recipe written down once more, plainly. Nothing here imports the package: the tests
 hold it against this.
 
-Weights are a dict `p` of the official names. Masks are 1 for real; `hide` is what is added to attention scores.
+Weights are a dict `p` by official names. Masks are 1 for real; `hide` is added to attention scores.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def text_tower(
 
 
 def image_tower(pixels: Tensor, mask: Tensor, p: Weights, layers: int, heads: int) -> Tensor:
-    """uint8 pixels `[B, F, 3, S, S]` to frames `[B, F, D]`; a padded frame is zeros after the normalisation."""
+    """uint8 pixels `[B, F, 3, S, S]` to frames `[B, F, D]`; padded frames are zeros once normalised."""
     mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
     images = (pixels.float() / 255 - mean) / deviation * mask[:, :, None, None, None]
     kernel = p["clip.visual.conv1.weight"]
@@ -124,10 +124,7 @@ def xclip_scores(
     """`[T, V]` before the scale; `frames` are those before the temporal module. Padding takes part."""
 
     def attended(x: Tensor, mixing: str) -> Tensor:
-        weights, total = (x / tau).softmax(-1), x.new_zeros(())
-        for k in range(len(x)):
-            total = total + (weights * p[mixing][:, k]).sum() * x[k]
-        return total
+        return (x / tau).softmax(-1) @ p[mixing] @ x
 
     scores = []
     for sentence, tokens in zip(unit(sentences), unit(words), strict=True):
@@ -189,6 +186,6 @@ class BertAdam:
                 factor = progress / self.warmup
             else:
                 factor = 0.5 * (1 + math.cos(math.pi * progress))
-            rate = self.lr * (self.coef_lr if "clip." not in name else 1.0)
+            rate = self.lr * (self.coef_lr if name.startswith("clip.") else 1.0)
             self.p[name] -= rate * factor * update
         self.p["clip.logit_scale"].clamp_(max=math.log(100))

@@ -72,7 +72,7 @@ def test_seq_transf_does_not_look_at_padding():
     module = SeqTransf(TemporalConfig(layers=2), 128, 10)
     frames, mask = torch.randn(2, 5, 128), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     changed = frames + 5 * (1 - mask)[..., None]
-    assert module.heads == 2
+    assert module.transformerClip.resblocks[0].attn.num_heads == 2
     torch.testing.assert_close(module(changed, mask)[0, :3], module(frames, mask)[0, :3])
     moved = module(frames.roll(1, dims=1), mask)[1].roll(-1, dims=0)
     assert not torch.allclose(moved, module(frames, mask)[1], atol=1e-3)  # positions count

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.unit.training import NoisyModel, frames_of, tiny_config, tiny_dataset
-from xclip_lab.config import OptimConfig
+from xclip_lab.config import OptimConfig, load_config
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.model import official_name
 from xclip_lab.optim import (
@@ -168,3 +168,16 @@ def test_training_with_the_3d_patch_freezes_as_told(repaired, tmp_path):
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert ("clip.visual.class_embedding" in moved) == (not repaired)
     assert {"clip.visual.conv2.weight", "clip.text_projection"} <= moved
+
+
+@pytest.mark.parametrize("planned", [1, None])
+def test_glscl_schedule_is_for_a_fixed_number_of_epochs(planned, tmp_path):
+    """Ledger 10: in a longer run the rate rises again after its plan; repaired, it falls to the end."""
+    assert load_config("glscl-folder-b32").optim.schedule_epochs == 5
+    config = tiny_config({"optim.schedule_epochs": planned, "optim.recipe": "official"})
+    dataset = tiny_dataset()
+    store = frames_of(dataset)
+    fitted = fit(NoisyModel(config.model), config, dataset, tmp_path, store=store, progress=False)
+    rates = [row["lr"] for row in fitted.history]  # 2 epochs of 5 steps
+    assert (rates[-1] > rates[5]) == (planned == 1)
+    assert (rates[5] == pytest.approx(0, abs=1e-12)) == (planned == 1)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from packaging.version import Version
 import xclip_lab
 from tests.shared import ROOT
 from xclip_lab.config import load_config, presets, to_dict
+from xclip_lab.heads import HEADS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 METADATA = PROJECT["project"]
@@ -223,6 +225,7 @@ def ledger_rows() -> list[list[str]]:
 def test_the_ledger_names_switches_that_exist():
     values = to_dict(load_config("quickstart"))
     known = {f"{section}.{key}" for section, of in values.items() if isinstance(of, dict) for key in of}
+    known |= {f"head.{field.name}" for head in HEADS.names() for field in fields(HEADS[head].config_class)}
     rows = ledger_rows()
     assert {len(row) for row in rows} == {6}
     named = {name for row in rows for name in re.findall(r"`(\w+\.\w+)`", row[3])}

@@ -1,4 +1,4 @@
-"""Ten steps of the official recipe stay on those of a naive one, from the same weights over the same batches."""
+"""Ten steps of the official recipe are those of a naive one, from the same weights and batches."""
 
 from __future__ import annotations
 
@@ -71,9 +71,11 @@ def xclip_loss(batch, p):
 
 
 def clip2video_loss(batch, p):
-    features = *towers(batch, p)[:2], batch.text_mask, towers(batch, p)[2], batch.video_mask
+    sentences, words, frames = towers(batch, p)
     how = {"kind": "TAB_TDB", "layers": 2, "projection": "sigmoid_selfA", "mixed": True}
-    main, tab = naive_clip2video.clip2video_scores(*features, p, **how)
+    main, tab = naive_clip2video.clip2video_scores(
+        sentences, words, batch.text_mask, frames, batch.video_mask, p, **how
+    )
     scale = p["clip.logit_scale"].exp()
     return 0.5 * naive_recipe.contrastive(scale * main) + 0.5 * naive_recipe.contrastive(scale * tab)
 
@@ -130,4 +132,6 @@ def test_ten_official_steps(name, tmp_path):
     assert [row["loss"] for row in result.history] == pytest.approx(losses, rel=1e-5)
     assert len(losses) == STEPS
     for key, value in model.named_parameters():
-        torch.testing.assert_close(value, p[official_name(key)], atol=2e-6, rtol=0, msg=lambda m, k=key: k + m)
+        torch.testing.assert_close(
+            value, p[official_name(key)], atol=2e-6, rtol=0, msg=lambda m, k=key: k + m
+        )
