@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,8 @@ from xclip_lab.config import RunConfig
 from xclip_lab.cost import scoring_cost
 from xclip_lab.evaluation import evaluate
 from xclip_lab.result import Result
-from xclip_lab.runs import config_hash, prepare_data
+from xclip_lab.runs import RunError, config_hash, prepare_data
+from xclip_lab.stats import cluster_mean_interval
 from xclip_lab.synthetic import load_truth
 from xclip_lab.train import fit
 
@@ -56,8 +58,8 @@ class Cell:
 
     @property
     def result_dir(self) -> Path:
-        """Where its evaluation lies, once it is done."""
-        return self.run_dir / "evaluation" / self.config.data.test_split
+        """Where its evaluation lies, once it is done: a folder that no other command writes to."""
+        return self.run_dir / "compare"
 
     @property
     def done(self) -> bool:
@@ -94,6 +96,7 @@ def run(cells: Sequence[Cell], workers: int = 2) -> None:
 
     Raises:
         UserError: of the first cell that fails; the cells that run meanwhile are finished first.
+        RunError: a process died, as it does when the memory is full.
     """
     waiting = [cell for cell in cells if not cell.done]
     if not waiting:
@@ -107,11 +110,21 @@ def run(cells: Sequence[Cell], workers: int = 2) -> None:
         with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="compare", unit="model") as bar:
             try:
                 for future in as_completed(running):
-                    future.result()
+                    _finish(future, running[future])
                     bar.set_postfix_str(running[future].run_dir.name, refresh=False)
                     bar.update()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _finish(future: Future[None], cell: Cell) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"a process that trained {cell.run_dir.name} or a model beside it died, as it does when the "
+            "memory is full; take fewer workers and start again to go on"
+        ) from error
 
 
 # Frames of both splits, decoded once in each worker: all cells have the same clips.
@@ -136,53 +149,68 @@ def _train_and_evaluate(cell: Cell) -> None:
 def table(cells: Sequence[Cell]) -> pd.DataFrame:
     """A row a method and level: text-to-video R@1 in the full gallery, and what scoring costs.
 
+    All methods answer the same captions, so a method's gain over the first one is paired: caption by caption.
+    The intervals are bootstrapped over clips, with each caption's hits averaged over the seeds. They say what
+    other captions would give, not what other seeds would: for that stand `seed_min` and `seed_max`.
+
     Returns:
-        Columns `method`, `level` (`all` first), `R@1` (the mean over seeds), `low`, `high` (95%, bootstrapped
-        over clips; averaged over seeds), `seed_min`, `seed_max`, `seeds`, `captions`, `gmac` (of 1,000 texts
-        with 1,000 videos, after the towers) and `parameters` (beside the towers).
+        Columns `method`, `level` (`all` first), `captions`, `seeds`; `R@1` with its 95% interval `low`,
+        `high`, and its range over seeds; `gain`, `gain_low`, `gain_high` over the first method, in points;
+        `gmac` (of 1,000 texts with 1,000 videos, after the towers) and `parameters` (beside the towers).
+
+    Raises:
+        RunError: cells that were evaluated on different captions.
     """
-    rows = [row for cell in cells if cell.done for row in _rows(cell)]
-    if not rows:
-        return pd.DataFrame()
-    frame = pd.DataFrame(rows)
-    grouped = frame.groupby(["method", "level"], sort=False)
-    found = grouped.agg(
-        **{"R@1": ("R@1", "mean")},
-        low=("low", "mean"),
-        high=("high", "mean"),
-        seed_min=("R@1", "min"),
-        seed_max=("R@1", "max"),
-        seeds=("R@1", "size"),
-        captions=("captions", "first"),
-        gmac=("gmac", "first"),
-        parameters=("parameters", "first"),
-    )
-    return found.reset_index()
+    methods: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.done:
+            methods.setdefault(method_name(cell.config), []).append(cell)
+    rows: list[dict[str, Any]] = []
+    reference: np.ndarray | None = None
+    captions: list[str] | None = None
+    for name, same in methods.items():
+        results = [Result.load(cell.result_dir) for cell in same]
+        captions = captions or results[0].captions
+        if any(result.captions != captions for result in results):
+            raise RunError(f"{name} was evaluated on other captions; compare runs of the same clips")
+        hits = np.stack([100.0 * (result.ranks["t2v"] == 1) for result in results])  # [seeds, captions]
+        reference = hits.mean(0) if reference is None else reference
+        of_method = {"method": name, "seeds": len(results), **_size(same[0])}
+        rows += [of_method | row for row in _level_rows(same[0].config, results[0], hits, reference)]
+    return pd.DataFrame(rows)
 
 
-def _rows(cell: Cell) -> Iterator[dict[str, Any]]:
-    config, result = cell.config, Result.load(cell.result_dir)
-    truth = load_truth(config.data.root, config.data.test_split)
-    levels = np.array([truth[result.videos[column]].level for column in result.text_to_video])
+def _size(cell: Cell) -> dict[str, float]:
     model = load_model(cell.run_dir)
     of_towers = sum(parameter.numel() for parameter in model.clip.parameters())
-    shared = {
-        "method": method_name(config),
-        "seed": config.seed,
-        "gmac": scoring_cost(model).gmac(1000, 1000),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()) - of_towers,
-    }
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    return {"gmac": scoring_cost(model).gmac(1000, 1000), "parameters": everything - of_towers}
+
+
+def _level_rows(
+    config: RunConfig, result: Result, hits: np.ndarray, reference: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """R@1 of all captions and of each level, from the `hits [seeds, captions]` of one method, in percent."""
+    truth = load_truth(config.data.root, config.data.test_split)
+    levels = np.array([truth[result.videos[column]].level for column in result.text_to_video])
+    clusters = result.clusters[result.text_to_video]
     groups = {"all": np.ones(len(levels), dtype=bool)}
     groups |= {name: levels == level for level, name in study.LEVELS.items() if (levels == level).any()}
     for name, chosen in groups.items():
-        metrics, intervals = result.subset(chosen)
-        low, high = intervals.get("R@1", (np.nan, np.nan))
-        yield shared | {
+        own, by_seed = hits[:, chosen].mean(0), hits[:, chosen].mean(1)
+        recall = cluster_mean_interval(own, clusters[chosen])
+        gain = cluster_mean_interval(own - reference[chosen], clusters[chosen])
+        yield {
             "level": name,
-            "R@1": metrics["R@1"],
-            "low": low,
-            "high": high,
             "captions": int(chosen.sum()),
+            "R@1": recall.value,
+            "low": recall.low,
+            "high": recall.high,
+            "seed_min": by_seed.min(),
+            "seed_max": by_seed.max(),
+            "gain": gain.value,
+            "gain_low": gain.low,
+            "gain_high": gain.high,
         }
 
 

@@ -62,7 +62,8 @@ class TowersConfig:
     the first n blocks of both towers (official). `freeze_conv1` also freezes the patch embedding, whatever
     else trains (GLSCL). `linear_patch` `3d` embeds patches over three frames (CLIP4Clip); officially it
     switches freezing off, which `freeze_with_3d_patch` repairs (ledger 11). `mask_padded_words` hides padded
-    words from the text tower's attention (GLSCL). `precision` `fp16` keeps the towers' matrices in half
+    words from the text tower's attention (GLSCL). `mask_padded_frames` blackens padded frames before the 3D
+    patch reaches into them (ledger 19). `precision` `fp16` keeps the towers' matrices in half
     precision as the official runs do (ledger 6).
     """
 
@@ -75,6 +76,7 @@ class TowersConfig:
     linear_patch: Literal["2d", "3d"] = "2d"
     freeze_with_3d_patch: bool = False
     mask_padded_words: bool = False
+    mask_padded_frames: bool = False
     precision: Literal["fp32", "fp16"] = "fp32"
 
 

@@ -36,12 +36,14 @@ def scoring_cost(model: RetrievalModel) -> ScoringCost:
     """Count what a model computes from CLIP's features on, at its own `max_words` and `max_frames`.
 
     The count of T texts and V videos is `k + a T + b V + c T V`; four small galleries tell a, b and c.
-    Softmaxes, sums and other element-wise work are not in it, as in the papers' counts. seqLSTM is no matrix
-    product to torch and counts as nothing.
+    Softmaxes, sums and other element-wise work are not in it, as in the papers' counts. torch counts nothing
+    for an LSTM: its four gates, each of a frame and of the state before it, are added by hand.
     """
     counts = [_count(model, texts, videos) for texts, videos in _SIZES]
     terms = np.array([(1, texts, videos, texts * videos) for texts, videos in _SIZES], dtype=float)
     _, of_text, of_video, of_pair = np.linalg.solve(terms, counts)
+    if model.config.temporal.agg_module == "seqLSTM":
+        of_video += 8 * model.clip.sizes.embed_dim**2 * model.config.max_frames
     return ScoringCost(float(of_text), float(of_video), float(of_pair))
 
 

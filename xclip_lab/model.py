@@ -148,10 +148,14 @@ class RetrievalModel(nn.Module):
             return self.head(text, video)
 
     def _normalise(self, video: Tensor, mask: Tensor) -> Tensor:
-        """Pixels to CLIP's input. Padded frames are zeros after it, as in the official loaders."""
-        if video.dtype != torch.uint8:
-            return video
-        pixels = normalise(video)
+        """Pixels to CLIP's input. Padded frames are zeros after it, as in the official loaders.
+
+        What comes normalised is taken as it is, unless `towers.mask_padded_frames` says otherwise.
+        """
+        as_pixels = video.dtype == torch.uint8
+        pixels = normalise(video) if as_pixels else video
+        if not as_pixels and not self.config.towers.mask_padded_frames:
+            return pixels
         return pixels * mask[:, :, None, None, None].to(pixels.dtype)
 
     def _check_video(self, video: Tensor, mask: Tensor) -> None:

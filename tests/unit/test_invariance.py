@@ -137,7 +137,7 @@ def other_padding(**which):
     [
         ("xclip", "meanP", True, False),  # ledger 1
         ("xclip", "meanP", False, True),
-        ("glscl", "meanP", True, False),  # the decoder of its queries has no mask
+        ("glscl", "meanP", True, False),  # ledger 14
         ("glscl", "meanP", False, True),
         ("clip4clip", "tdb", False, True),  # ledger 4
         ("clip2video", "tdb", False, True),
@@ -208,3 +208,21 @@ def test_glscl_sees_the_doubled_frames_of_seq_lstm():
     for head in ("clip4clip", "xclip", "maxsim"):
         official, _ = moved_by(one_by_one, head, "seqLSTM")
         assert official < NOISE
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_the_3d_patch_reaches_into_padded_frames(repaired):
+    """Ledger 19: pixels behind the mask move the last real frame, unless they are blackened first."""
+    switches = {"towers.linear_patch": "3d", "towers.mask_padded_frames": repaired}
+    model = model_of("clip4clip", "meanP", **switches)
+    with torch.no_grad():
+        model.clip.visual.conv2.weight.copy_(torch.randn_like(model.clip.visual.conv2.weight) / 10)
+    torch.manual_seed(0)
+    video, mask = torch.randn(2, 5, 3, 32, 32), torch.ones(2, 5, dtype=torch.int64)
+    mask[1, 3:] = 0
+    other = video.clone()
+    other[1, 3:] = 7.0
+    with evaluating(model):
+        moved = (model.encode_video(video, mask).pooled - model.encode_video(other, mask).pooled).abs()
+    assert moved[0].max() < NOISE
+    assert (moved[1].max() > EFFECT) != repaired
