@@ -4,9 +4,9 @@
 
 Takes the runs of `70_compare` (the first seed of each method) and evaluates the same weights on the same
 test clips on both sides of a switch: once with all frames, where no video has padding, and once with a
-quarter to three quarters of each video's frames, so that videos differ in length. For the mixed head masks a
-CLIP2Video of two attention heads is trained first (`--epochs`), since one head hides them. What only training
-can show is not measured here.
+quarter to three quarters of each video's frames, so that videos differ in length. Two rows need a model that
+is not among them, which is trained first (`--epochs`): mixed head masks show with two attention heads only,
+doubled frames with seqLSTM. What only a training can show is not measured here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,50 @@ from xclip_lab.model import RetrievalModel
 from xclip_lab.result import Result
 from xclip_lab.train import fit
 
-SWITCHES = (  # ledger row, preset of the run, official settings, repaired settings
-    ("1", "quickstart", {"head.mask_padding": False}, {"head.mask_padding": True}),
-    ("3", "quickstart-clip2video", {"temporal.mixed_head_masks": True}, {"temporal.mixed_head_masks": False}),
-    ("4", "quickstart-clip2video", {"temporal.mask_differences": False}, {"temporal.mask_differences": True}),
-    ("14", "quickstart-glscl", {"head.mask_padding": False}, {"head.mask_padding": True}),
-    (
-        "GLSCL text mask",
+TWO_HEADS = {"towers.architecture.embed_dim": 128, "towers.architecture.text_width": 128}
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A row of the ledger: the preset and settings of a model trained the official way, and its repair."""
+
+    row: str
+    preset: str
+    official: dict[str, Any]
+    repaired: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+SWITCHES = (
+    Switch("1", "quickstart", {"head.mask_padding": False}, {"head.mask_padding": True}),
+    Switch(
+        "3",
+        "quickstart-clip2video",
+        {"temporal.mixed_head_masks": True},
+        {"temporal.mixed_head_masks": False},
+        TWO_HEADS | {"temporal.mixed_head_masks": True},
+    ),
+    Switch(
+        "4",
+        "quickstart-clip2video",
+        {"temporal.mask_differences": False},
+        {"temporal.mask_differences": True},
+    ),
+    Switch("14", "quickstart-glscl", {"head.mask_padding": False}, {"head.mask_padding": True}),
+    Switch(
+        "14 seqLSTM",
+        "quickstart-glscl",
+        {"head.mask_padding": False},
+        {"head.mask_padding": True},
+        {"temporal.agg_module": "seqLSTM"},
+    ),
+    Switch(
+        "text mask",
         "quickstart-glscl",
         {"towers.mask_padded_words": False},
         {"towers.mask_padded_words": True},
     ),
 )
-TWO_HEADS = {"towers.architecture.embed_dim": 128, "towers.architecture.text_width": 128}
 
 
 def main() -> None:
@@ -49,37 +81,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, help="the run_dir of 70_compare")
-    parser.add_argument("--epochs", type=int, default=6, help="of the CLIP2Video with two heads")
+    parser.add_argument("--epochs", type=int, default=6, help="of the models trained here")
     arguments = parser.parse_args()
     data = load_config("quickstart", compare.MIX)
     test = study.open_split(data, "test")
     whole = preload(ClipDataset(test, data), progress=False)
     stores = {"all frames": whole, "some frames": shortened(whole)}
     print(f"{'row':<18}{'clips':<13}{'R@1 official':>13}{'repaired':>10}{'logits moved by':>17}")
-    for row, preset, official, repaired in SWITCHES:
-        run = two_heads(arguments.runs, arguments.epochs) if row == "3" else find(arguments.runs, preset)
-        model = load_model(run)
+    for switch in SWITCHES:
+        model = load_model(trained(switch, arguments.runs, arguments.epochs))
         for name, store in stores.items():
             sides = [
                 evaluate(with_settings(model, change), test, data, store=store, progress=False)
-                for change in (official, repaired)
+                for change in (switch.official, switch.repaired)
             ]
-            report(row, name, *sides)
+            report(switch.row, name, *sides)
 
 
-def find(runs: Path, preset: str) -> Path:
-    """The first seed's run of a preset."""
-    return min(runs.glob(f"{preset}_s*"))
-
-
-def two_heads(runs: Path, epochs: int) -> Path:
-    """CLIP2Video with two attention heads in its added transformers, official masks; trained once."""
-    settings = compare.MIX | TWO_HEADS | {"train.epochs": epochs, "temporal.mixed_head_masks": True}
-    config = load_config("quickstart-clip2video", settings)
-    fit(
-        study.new_model(config), config, study.open_split(config, "train"), runs / "two_heads", progress=False
-    )
-    return runs / "two_heads"
+def trained(switch: Switch, runs: Path, epochs: int) -> Path:
+    """The first seed's run of the comparison, or a run of its own where the row needs another model."""
+    if not switch.settings:
+        return min(runs.glob(f"{switch.preset}_s*"))
+    run_dir = runs / f"ledger_{switch.row.replace(' ', '_')}"
+    config = load_config(switch.preset, compare.MIX | switch.settings | {"train.epochs": epochs})
+    fit(study.new_model(config), config, study.open_split(config, "train"), run_dir, progress=False)
+    return run_dir
 
 
 def shortened(store: FrameStore) -> FrameStore:

@@ -90,18 +90,27 @@ class Explanation:
     logit: float
 
 
+def check_explainable(model: RetrievalModel, what: str) -> None:
+    """Refuse, in the name of `what`, a model without X-CLIP's attention over similarities.
+
+    Raises:
+        ConfigError: a head other than X-CLIP with the contrast `frame-word` and the fusion `aosm`.
+    """
+    head = model.config.head
+    if head.name != "xclip" or head.fusion != "aosm" or "frame-word" not in head.contrasts:
+        raise ConfigError(
+            f"{what} needs a model with head.name=xclip, head.fusion=aosm and frame-word among head.contrasts"
+        )
+
+
 def explain(model: RetrievalModel, clip: Clip) -> Explanation:
     """Take apart the logit of a clip's caption with its frames.
 
     Raises:
         ConfigError: a head other than X-CLIP with the contrast `frame-word` and the fusion `aosm`.
     """
-    config = model.config
-    settings = config.head
-    if settings.name != "xclip" or settings.fusion != "aosm" or "frame-word" not in settings.contrasts:
-        raise ConfigError(
-            "explain needs a model with head.name=xclip, head.fusion=aosm and frame-word among head.contrasts"
-        )
+    check_explainable(model, "explain")
+    config, settings = model.config, model.config.head
     device = next(model.parameters()).device
     batch = collate([clip], config.max_words, config.max_frames).to(device)
     logit, cache = run_with_cache(model, batch)

@@ -127,10 +127,10 @@ def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:
                 f"use {config.name}-quickgelu"
             )
         load_clip_weights(towers, path)
-    if config.linear_patch == "3d":
-        towers.add_3d_patch()
     if half:
         convert_weights_to_lp(towers, torch.float16)
+    if config.linear_patch == "3d":
+        towers.add_3d_patch()  # in the precision of the 2D patch
     towers.set_grad_checkpointing(config.gradient_checkpointing)
     towers.visual.conv1.weight.requires_grad_(not config.freeze_conv1)
     return towers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from xclip_lab.config import (
     to_dict,
 )
 from xclip_lab.errors import CheckpointError, ConfigError
-from xclip_lab.families import FAMILIES
+from xclip_lab.families import check_options, read_config
 from xclip_lab.model import Origin, RetrievalModel, official_name
-from xclip_lab.pretrained import load_strictly, read_state_dict
+from xclip_lab.pretrained import load_strictly, only_tensors, read_state_dict
 
 MODEL_FILE = "model.safetensors"
+_TOO_WIDE = (torch.float64, torch.complex64, torch.complex128)
 
 
 def save_model(model: RetrievalModel, folder: str | Path) -> Path:
@@ -111,42 +113,69 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
             `alpha`, `beta`, `loss2_weight`.
 
     Raises:
-        ConfigError: unknown family or option. CheckpointError: unsafe or damaged file; missing, unexpected
-            or mis-sized keys, listed.
+        ConfigError: unknown family or option. CheckpointError: unsafe or damaged file; weights wider than
+            float32; missing, unexpected or mis-sized keys, listed.
     """
+    check_options(family, options)
     name = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = read_state_dict(source) if not isinstance(source, Mapping) else dict(source)
-    state = {key.removeprefix("module."): torch.as_tensor(value) for key, value in state.items()}
-    lengths = {key: options.pop(key) for key in ("max_words", "max_frames") if key in options}
-    try:
-        config = FAMILIES[family](state, options)
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{name} is no {family} checkpoint: {_what_is_wrong(error)}") from error
-    model = fill_officially(config, state, name)
-    if lengths:
-        config = model_config_from_dict(to_dict(config) | lengths)
-        migrated = migrate_lengths(official_state_dict(model), config.max_words, config.max_frames)
-        model = fill_officially(config, migrated, name)
-    dtypes = {key: value.dtype for key, value in state.items()}
-    model.origin = Origin(f"{name} (official {family})", selection_split="unknown", dtypes=dtypes)
-    return model.eval()
+    state = read_official(source)
+    lengths = {key: options.pop(key) for key in ["max_words", "max_frames"] if key in options}
+    return fill_officially(read_config(state, family, options, name), state, name, family, lengths)
 
 
-def fill_officially(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> RetrievalModel:
-    """A model as configured, in float32, with the weights of an official state dict.
+def read_official(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an official file or state dict, as they are.
+
+    Raises:
+        CheckpointError: unsafe or damaged file, none at all, or weights wider than float32.
+    """
+    if isinstance(source, Mapping):
+        name, state = "the state dict", only_tensors(source, "the state dict")
+    elif isinstance(source, str | Path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice about pickles that are not its own
+            name, state = str(source), read_state_dict(source)
+    else:
+        raise CheckpointError(f"give a file's path or a state dict, not a {type(source).__name__}")
+    for key, value in state.items():
+        if value.dtype in _TOO_WIDE:
+            raise CheckpointError(
+                f"{name} holds {key!r} in {str(value.dtype).removeprefix('torch.')}, which float32 would "
+                "round; save its weights in float32 or half precision"
+            )
+    return state
+
+
+def fill_officially(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    name: str,
+    family: str,
+    lengths: Mapping[str, Any],
+) -> RetrievalModel:
+    """A model as configured, with the weights of an official state dict, in evaluation mode.
+
+    Args:
+        name: what the state dict is called. lengths: other `max_words` and `max_frames` than `config` has;
+            X-CLIP's matrices migrate to them (ledger 2).
 
     Raises:
         CheckpointError: its keys and shapes are not the model's; lists missing, unexpected, mis-sized ones.
     """
+    wanted = model_config_from_dict(to_dict(config) | dict(lengths))
+    dtypes = {key: value.dtype for key, value in state.items()}
+    if wanted != config and "word_logit_weight" in state:
+        _filled(config, state, name)  # it must fit before it is changed
+        state = migrate_lengths(state, wanted.max_words, wanted.max_frames)
+    model = _filled(wanted, state, name)
+    model.origin = Origin(f"{name} (official {family})", selection_split="unknown", dtypes=dtypes)
+    return model.eval()
+
+
+def _filled(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> RetrievalModel:
     model = RetrievalModel(config, load_pretrained=False)
-    load_strictly(model, {key: value.float() for key, value in state.items()}, name, official_name)
+    load_strictly(model, state, name, official_name)
     return model
-
-
-def _what_is_wrong(error: KeyError | IndexError) -> str:
-    return (
-        f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else "a tensor has too few dimensions"
-    )
 
 
 def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
@@ -158,7 +187,7 @@ def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
     state = {official_name(name): value.detach().cpu() for name, value in model.state_dict().items()}
     for name, dtype in model.origin.dtypes.items():
         narrow = state[name].to(dtype)
-        if torch.equal(narrow.to(state[name].dtype), state[name]):
+        if torch.allclose(narrow.to(state[name].dtype), state[name], rtol=0, atol=0, equal_nan=True):
             state[name] = narrow
     return state
 

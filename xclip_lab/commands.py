@@ -6,6 +6,7 @@ import dataclasses
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
 
 _QUICKSTART = "00_quickstart"
+_TOLD_BY_TOWERS = ("name", "architecture", "pretrained", "linear_patch")
 
 
 def quickstart(arguments: Namespace) -> None:
@@ -55,6 +57,11 @@ def train(arguments: Namespace) -> None:
 
     config = load_config(arguments.preset, _with(arguments, {"train.init": arguments.init}))
     if arguments.family is not None:
+        if config.train.init is None:
+            raise ConfigError(
+                f"--family {arguments.family} belongs to an official file that a training starts from: "
+                "give it by --init FILE"
+            )
         check_family(arguments.family, config)
     with joined(config.train.device) as ranks, first_speaks(ranks):
         # One after the other: machines that share a disk make the data once, the others each for itself.
@@ -87,7 +94,9 @@ def evaluate(arguments: Namespace) -> None:
     dataset = study.open_split(config, split)
     if file is not None:
         _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
-    model, config = study.open_model(file, config, arguments.family or "", arguments.migrate)
+    model, opened = study.open_model(file, config, arguments.family or "", arguments.migrate)
+    _refuse_contradictions(arguments.overrides, config, opened, file)
+    config = opened
     result = xclip_lab.evaluate(model, dataset, config)
     print(result)
     print(f"saved in {result.save(arguments.out or result_dir(file, config, f'evaluation/{split}'))}")
@@ -129,13 +138,25 @@ def _with(arguments: Namespace, shortcuts: Mapping[str, str | None]) -> dict[str
 
 
 def _refuse_model_keys(keys: Iterable[str], file: Path, official: bool) -> None:
-    """A checkpoint of ours holds all of its model; of an official one the preset tells all but the towers."""
+    """A checkpoint of ours holds all of its model, an official one the sizes and weights of its towers."""
     from xclip_lab.config import ModelConfig
 
-    of_the_model = {"towers"} if official else {field.name for field in dataclasses.fields(ModelConfig)}
     for key in keys:
-        if key.split(".")[0] in of_the_model:
+        section, _, rest = key.partition(".")
+        if official and section == "towers" and rest.split(".")[0] in _TOLD_BY_TOWERS:
+            raise ConfigError(f"{key}: the weights and shapes in {file} tell that; leave it out")
+        if not official and section in {field.name for field in dataclasses.fields(ModelConfig)}:
             raise ConfigError(f"{key}: {file} holds the model with its own settings; train another one")
+
+
+def _refuse_contradictions(
+    keys: Iterable[str], given: RunConfig, opened: RunConfig, file: Path | None
+) -> None:
+    """Sizes and precision are an official file's: what was given must be what it has."""
+    for key in keys:
+        wanted, found = attrgetter(key)(given), attrgetter(key)(opened)
+        if wanted != found:
+            raise ConfigError(f"{key}: {wanted} was given but {file} has {found}; leave it out")
 
 
 def data_generate(arguments: Namespace) -> None:
@@ -168,10 +189,10 @@ def presets(arguments: Namespace) -> None:
     """A table of presets."""
     from xclip_lab.config import load_config
     from xclip_lab.config import presets as all_presets
+    from xclip_lab.heads import HEADS
 
-    rows = [
-        ["preset", "dataset", "towers", "weights", "agg_module", "head", "batch", "epochs", "words/frames"]
-    ]
+    model = ["towers", "weights", "agg_module", "head", "family"]
+    rows = [["preset", "dataset", *model, "batch", "epochs", "words/frames"]]
     for name in all_presets():
         config = load_config(name)
         towers, architecture = config.towers, config.towers.architecture
@@ -184,6 +205,7 @@ def presets(arguments: Namespace) -> None:
                 towers.pretrained or "from scratch",
                 config.temporal.agg_module,
                 config.head.name,
+                HEADS[config.head.name].family or "-",
                 str(config.train.batch_size),
                 str(config.train.epochs),
                 f"{config.max_words}/{config.max_frames}",

@@ -133,8 +133,9 @@ class GenerateConfig:
 class DataConfig:
     """Which clips, and how frames are taken from them.
 
-    `sampler` `official` takes `feature_framerate` frames a second and then `slice_framepos` (0 head, 1 tail,
-    2 uniform) cuts them to `max_frames`; `uniform` takes `max_frames` evenly spaced in time.
+    `sampler` `official` (CLIP4Clip's and X-CLIP's) and `glscl` take `feature_framerate` frames a second,
+    `clip2video` of 5 a second one in `feature_framerate`; then `slice_framepos` (0 head, 1 tail, 2 uniform)
+    cuts them to `max_frames` (ledger 8). `uniform` takes `max_frames` evenly spaced in time.
     `frame_order`: 0 as is, 1 reversed, 2 shuffled. `on_error` `skip` leaves out broken videos and counts
     them. `preload` decodes every video once, before the first step, and keeps it in memory as uint8.
     `group_batches` keeps captions that differ in one respect only (generated pairs) in one batch, as hard
@@ -147,7 +148,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str | None = "val"
     test_split: str = "test"
-    sampler: Literal["official", "uniform"] = "official"
+    sampler: Literal["official", "clip2video", "glscl", "uniform"] = "official"
     feature_framerate: PositiveInt = 1
     slice_framepos: Literal[0, 1, 2] = 2
     frame_order: Literal[0, 1, 2] = 0
@@ -293,7 +294,8 @@ def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) 
     Args:
         preset: a preset's name, or the path of a YAML file (such as a run's `config.yaml`).
         overrides: dotted keys to values, such as `{"head.temperature": 0.1}`. Another `head.name` than the
-            preset's starts from that head's defaults: the preset's settings of its own head fall away.
+            preset's starts from that head's defaults: the preset's settings of its own head fall away. Its
+            `towers` and `temporal` stay, with what its own method switches on there (`Head.official`).
 
     Raises:
         ConfigError: unknown preset, key or value; says which, what is allowed and the nearest right spelling.

@@ -17,7 +17,9 @@ for the rows of one process, times the number of processes, flows back into its 
 all parameters are averaged. For towers, `agg_module`, head and logit_scale alike this is the gradient of one
 process with the whole batch. `official` leaves out the factor, as the papers' code does: what lies before the
 gather gets 1 / processes of its gradient, the rest all of it (ledger 7). A model that lets a video's features
-depend on the rest of its batch (ledger 3, 14) sees the rows of its own process as that rest.
+depend on the rest of its batch (ledger 3, 14) sees the rows of its own process as that rest. Dropout behind
+the gather (`tightTransf`) is that of one process too; before it (GLSCL's decoder, which takes one modality)
+each process draws for its own rows, by its number, and so other numbers than one process would.
 
 When a process dies, the connections of the others break: each ends with one line, and the same command goes
 on from the last checkpoint. GPUs would wait for a dead one instead, so before each exchange between them the
@@ -45,6 +47,7 @@ from xclip_lab.tokens import TokenSet
 
 _TO_APPEAR = timedelta(minutes=10)
 _TO_MEET = timedelta(days=1)  # the first process may validate, or make data, for long
+_BROKEN = re.compile(r"\bgloo\b|connection|broken pipe|timed out", re.IGNORECASE)
 
 
 class PeerLost(TrainingError):
@@ -78,7 +81,7 @@ class Ranks:
             return [list(numbers)]
         own = torch.tensor(numbers, dtype=torch.int64)
         found = [torch.empty_like(own) for _ in range(self.world)]
-        with _connected():
+        with connected():
             dist.all_gather(found, own, group=self._cpu)
         return [one.tolist() for one in found]
 
@@ -91,7 +94,7 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        with _connected():
+        with connected():
             dist.broadcast_object_list(box, src=0, group=self._cpu)
         return box[0]
 
@@ -100,7 +103,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         found = [None] * self.world
-        with _connected():
+        with connected():
             dist.all_gather_object(found, value, group=self._cpu)
         return found
 
@@ -114,7 +117,7 @@ class Ranks:
             return
         self.wait()
         for value in model.state_dict().values():
-            with _connected():
+            with connected():
                 dist.broadcast(value, src=0)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -126,7 +129,7 @@ class Ranks:
         used = [parameter for parameter, *of in zip(parameters, *there, strict=True) if any(of)]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
         flat = torch.cat([gradient.float().flatten() for gradient in gradients])
-        with _connected():
+        with connected():
             dist.all_reduce(flat)
         flat /= self.world
         means = flat.split([gradient.numel() for gradient in gradients])
@@ -151,7 +154,7 @@ def gather_pairs(ranks: Ranks, text: TokenSet, video: TokenSet, official: bool) 
         padded = own.new_zeros(max(sizes), *own.shape[1:])
         padded[: len(own)] = own.detach()
         found = [torch.empty_like(padded) for _ in sizes]
-        with _connected():
+        with connected():
             dist.all_gather(found, padded)
         rows = [one[:size] for one, size in zip(found, sizes, strict=True)]
         rows[ranks.rank] = _with_gradient_times(factor, own)
@@ -260,11 +263,15 @@ def _note_sigterm(ranks: Ranks) -> Callable[[], Any]:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
-    """The error of a broken connection, which torch raises as a RuntimeError, as `PeerLost`."""
+def connected() -> Iterator[None]:
+    """The error of a broken connection, for which torch has several kinds, as `PeerLost`. All others pass."""
     try:
         yield
     except RuntimeError as error:
+        # gloo's are plain RuntimeErrors; subclasses, such as that of a full GPU, are not of a connection.
+        of_gloo = type(error) is RuntimeError and _BROKEN.search(str(error))
+        if not (of_gloo or isinstance(error, dist.DistError)):
+            raise
         raise PeerLost(f"another process of the run has ended ({_reason(error)})") from error
 
 

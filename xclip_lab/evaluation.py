@@ -91,6 +91,7 @@ def evaluate(
         "max_words": config.max_words,
         "seed": config.seed,
         "dtype": str(encoded.video.pooled.dtype).removeprefix("torch."),
+        "towers_precision": config.towers.precision,
         "device": str(_device(model)),
         "versions": versions(),
     }

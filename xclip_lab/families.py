@@ -2,45 +2,106 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
-from xclip_lab.config import ModelConfig, TowerSizes, model_config_from_dict, to_dict
-from xclip_lab.registry import Registry
+from xclip_lab.config import ModelConfig, TemporalConfig, TowerSizes, model_config_from_dict, to_dict
+from xclip_lab.errors import CheckpointError, ConfigError
+from xclip_lab.heads import HEADS
+from xclip_lab.registry import Registry, did_you_mean
+from xclip_lab.validation import check
 
 State = Mapping[str, Tensor]
 OfficialConfig = Callable[[State, dict[str, Any]], ModelConfig]
 FAMILIES: Registry[OfficialConfig] = Registry("family")
+"""Each raises CheckpointError for a state dict that lacks what sizes are read off."""
 _TEMPORAL_OPTIONS = ("temporal_proj", "mask_differences", "mixed_head_masks")
+_SIZES = {"layers", "positions", "centers", "queries", "feed_forward"}
+"""Settings of heads that the shapes tell."""
 
 
-def tower_sizes(state: State) -> TowerSizes:
-    """The towers' sizes from the shapes of an official state dict (keys start with `clip.`)."""
-    conv = state["clip.visual.conv1.weight"]
-    grid = round((state["clip.visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    text_width = state["clip.token_embedding.weight"].shape[1]
-    return TowerSizes(
-        embed_dim=state["clip.text_projection"].shape[1],
-        image_size=grid * conv.shape[-1],
-        patch_size=conv.shape[-1],
-        vision_width=conv.shape[0],
-        vision_layers=count_layers(state, "clip.visual.transformer"),
-        vision_heads=max(1, conv.shape[0] // 64),
-        text_width=text_width,
-        text_layers=count_layers(state, "clip.transformer"),
-        text_heads=max(1, text_width // 64),
-        context_length=state["clip.positional_embedding"].shape[0],
-        vocab_size=state["clip.token_embedding.weight"].shape[0],
-    )
+def options_of(family: str) -> list[str]:
+    """What may be told of a family's model beside its shapes, sorted."""
+    heads = [HEADS[name] for name in HEADS.names() if HEADS[name].family == family]
+    settings = {field.name for head in heads for field in dataclasses.fields(head.config_class)}
+    told = {"agg_module", "max_words", "max_frames", *_TEMPORAL_OPTIONS}
+    return sorted(told | settings - _SIZES - {"name"})
+
+
+def check_options(family: str, options: Mapping[str, Any]) -> None:
+    """Refuse a family that does not exist, or options that it does not have.
+
+    Raises:
+        ConfigError: lists what there is.
+    """
+    _ = FAMILIES[family]
+    known = options_of(family)
+    for key in options:
+        if key not in known:
+            raise ConfigError(
+                f"unknown option {key!r} of {family}{did_you_mean(key, known)} (options: {', '.join(known)}; "
+                "sizes are read off the shapes)"
+            )
+
+
+def read_config(state: State, family: str, options: Mapping[str, Any], name: str) -> ModelConfig:
+    """The config of an official state dict that is called `name`.
+
+    Raises:
+        CheckpointError: it lacks what the family's sizes are read off. ConfigError: an option's value.
+    """
+    try:
+        return FAMILIES[family](state, dict(options))
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} is no {family} checkpoint: {error}") from error
 
 
 def count_layers(state: State, prefix: str, blocks: str = "resblocks") -> int:
     """Number of transformer blocks below `prefix`."""
     pattern = re.compile(re.escape(f"{prefix}.{blocks}.") + r"(\d+)\.")
     return len({match[1] for match in map(pattern.match, state) if match})
+
+
+def _layers(state: State, prefix: str, blocks: str = "resblocks") -> int:
+    """The same of a transformer that must be there."""
+    layers = count_layers(state, prefix, blocks)
+    if not layers:
+        raise CheckpointError(f"it has no '{prefix}.{blocks}.*'")
+    return layers
+
+
+def _size(state: State, key: str, axis: int = 0) -> int:
+    """The length of a tensor along one axis."""
+    if key not in state:
+        raise CheckpointError(f"it has no {key!r}")
+    if state[key].ndim <= axis:
+        raise CheckpointError(f"its {key!r} has too few dimensions: {list(state[key].shape)}")
+    return state[key].shape[axis]
+
+
+def _tower_sizes(state: State) -> TowerSizes:
+    """The towers' sizes from the shapes of an official state dict (keys start with `clip.`)."""
+    patch = _size(state, "clip.visual.conv1.weight", 3)
+    grid = round((_size(state, "clip.visual.positional_embedding") - 1) ** 0.5)
+    vision_width = _size(state, "clip.visual.conv1.weight")
+    text_width = _size(state, "clip.token_embedding.weight", 1)
+    return TowerSizes(
+        embed_dim=_size(state, "clip.text_projection", 1),
+        image_size=grid * patch,
+        patch_size=patch,
+        vision_width=vision_width,
+        vision_layers=_layers(state, "clip.visual.transformer"),
+        vision_heads=max(1, vision_width // 64),
+        text_width=text_width,
+        text_layers=_layers(state, "clip.transformer"),
+        text_heads=max(1, text_width // 64),
+        context_length=_size(state, "clip.positional_embedding"),
+        vocab_size=_size(state, "clip.token_embedding.weight"),
+    )
 
 
 def _config(
@@ -54,7 +115,7 @@ def _config(
     """Common to all: what options say goes over what the family does officially."""
     temporal |= {key: options.pop(key) for key in _TEMPORAL_OPTIONS if key in options}
     patch = "3d" if "clip.visual.conv2.weight" in state else "2d"
-    sizes = tower_sizes(state)
+    sizes = _tower_sizes(state)
     lengths = {name: head.pop(name, min(usual, sizes.context_length)) for name, usual in _LENGTHS}
     return model_config_from_dict(
         {
@@ -80,7 +141,12 @@ _LENGTHS = (("max_words", 32), ("max_frames", 12))
 """Of a model whose weights do not tell for how many words and frames it was trained."""
 
 
-def _agg_module_of(state: State) -> str:
+def _agg_module(state: State, options: dict[str, Any], *more: str) -> str:
+    """As the option says, else as the keys tell. `more`: what a family has beside the usual."""
+    told = options.pop("agg_module", None)
+    if told is not None:
+        usual = get_args(get_type_hints(TemporalConfig)["agg_module"])
+        return check("agg_module", Literal[(*usual, *more)], told)
     if count_layers(state, "transformerClip"):
         return "tdb" if "type_position_embeddings.weight" in state else "seqTransf"
     return "seqLSTM" if any(key.startswith("lstm_visual.") for key in state) else "meanP"
@@ -88,50 +154,44 @@ def _agg_module_of(state: State) -> str:
 
 @FAMILIES.register("clip4clip")
 def _clip4clip(state: State, options: dict[str, Any]) -> ModelConfig:
-    tight = any(key.startswith("cross.") for key in state)
-    agg_module = options.pop("agg_module", None) or ("tightTransf" if tight else _agg_module_of(state))
+    if options.get("agg_module") is None and any(key.startswith("cross.") for key in state):
+        options["agg_module"] = "tightTransf"
+    agg_module = _agg_module(state, options, "tightTransf")
     if agg_module != "tightTransf":
         return _config(state, options, agg_module, {"name": "clip4clip"})
-    layers = count_layers(state, "cross.transformer")
-    positions = len(state["cross.embeddings.position_embeddings.weight"])
-    return _config(state, options, "meanP", {"name": "tightTransf", "layers": layers, "positions": positions})
+    layers = _layers(state, "cross.transformer")
+    positions = _size(state, "cross.embeddings.position_embeddings.weight")
+    head = {"name": "tightTransf", "layers": layers, "positions": positions}
+    return _config(state, options, "meanP", head | {"max_frames": min(12, positions - 1)})
 
 
 @FAMILIES.register("xclip")
 def _xclip(state: State, options: dict[str, Any]) -> ModelConfig:
-    agg_module = options.pop("agg_module", None) or _agg_module_of(state)
-    words, frames = len(state["word_logit_weight"]), len(state["frame_logit_weight"])
-    return _config(state, options, agg_module, {"name": "xclip", "max_words": words, "max_frames": frames})
+    lengths = {"max_words": "word_logit_weight", "max_frames": "frame_logit_weight"}
+    head = {name: _size(state, key) for name, key in lengths.items()}
+    return _config(state, options, _agg_module(state, options), {"name": "xclip", **head})
 
 
 @FAMILIES.register("clip2video")
 def _clip2video(state: State, options: dict[str, Any]) -> ModelConfig:
-    agg_module = options.pop("agg_module", None) or _agg_module_of(state)
+    agg_module = _agg_module(state, options)
     projection = "sigmoid_selfA" if count_layers(state, "frame2t_attention") else "default"
     projection = "sigmoid_mlp" if "frame2t_projection" in state else projection
-    center_proj = None
+    head: dict[str, Any] = {"name": "clip2video", "center_proj": None}
     if "weight_center" in state:
         with_layer = "TAB_TDB" if agg_module == "tdb" else "TAB"
-        center_proj = with_layer if count_layers(state, "actionClip") else "plain"
-    center_proj = options.pop("center_proj", center_proj)
-    head: dict[str, Any] = {"name": "clip2video", "center_proj": center_proj}
-    if center_proj:
-        head["centers"] = len(state["weight_center"])
+        head["center_proj"] = with_layer if count_layers(state, "actionClip") else "plain"
+        head["centers"] = _size(state, "weight_center")
     return _config(state, options, agg_module, head, temporal_proj=projection, mixed_head_masks=True)
 
 
 @FAMILIES.register("glscl")
 def _glscl(state: State, options: dict[str, Any]) -> ModelConfig:
-    agg_module = options.pop("agg_module", None) or _agg_module_of(state)
-    flags: dict[str, Any] = {
-        key: bool(options.pop(key)) for key in ("query_share", "cross_att_share") if key in options
-    }
     head: dict[str, Any] = {
         "name": "glscl",
-        "queries": len(state["spatial_queries"]),
-        "layers": count_layers(state, "transformer_decoder_noun", "layers"),
-        "feed_forward": len(state["decoder_layer_noun.linear1.weight"]),
-        **flags,
+        "queries": _size(state, "spatial_queries"),
+        "layers": _layers(state, "transformer_decoder_noun", "layers"),
+        "feed_forward": _size(state, "decoder_layer_noun.linear1.weight"),
     }
     towers = {"mask_padded_words": True, "freeze_conv1": True}
-    return _config(state, options, agg_module, head, towers)
+    return _config(state, options, _agg_module(state, options), head, towers)

@@ -126,15 +126,27 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except (RuntimeError, SafetensorError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason[:200]}") from error
+    return only_tensors(content, str(path))
+
+
+def only_tensors(content: Any, name: str) -> dict[str, Tensor]:
+    """The tensors of a plain or nested state dict, without the prefix of data-parallel training.
+
+    Args:
+        name: what to call it.
+
+    Raises:
+        CheckpointError: no state dict, or one without tensors.
+    """
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise CheckpointError(f"{name} holds a {type(content).__name__}, not a state dict")
     state = {str(key).removeprefix("module."): value for key, value in content.items()}
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        raise CheckpointError(f"{path} holds no tensors")
+        raise CheckpointError(f"{name} holds no tensors")
     return state
 
 

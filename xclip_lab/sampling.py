@@ -8,6 +8,8 @@ import numpy as np
 
 # Containers round times to their clock; a frame that is a rounding error early still counts.
 _CLOCK_ERROR = 1e-4
+# CLIP2Video reads folders of JPEGs that were written at this many a second.
+_FOLDER_RATE = 5
 
 
 class Shuffler(Protocol):
@@ -64,6 +66,116 @@ def official_indices(
         base = int(second * whole_fps)
         indices += [base + offset for offset in offsets if base + offset < frame_count]
     return indices
+
+
+def glscl_indices(
+    frame_count: int,
+    fps: float,
+    feature_framerate: int = 1,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[int]:
+    """The frames that GLSCL reads with decord: one every `round(fps / feature_framerate)` frames.
+
+    `start` and `end` are cut to whole seconds, and the frame on which `end` falls belongs to the stretch. A
+    negative time counts as 0; swapped or equal ones are treated as in `official_indices`.
+
+    Args:
+        frame_count: frames in the file. fps: frames a second. start, end: seconds.
+
+    Raises:
+        ValueError: the step would be no frame at all.
+
+    >>> glscl_indices(90, 25.0, 2)
+    [0, 12, 24, 36, 48, 60, 72, 84]
+    """
+    step = round(fps / feature_framerate)
+    if step < 1:
+        raise ValueError(
+            f"feature_framerate {feature_framerate} is twice the video's {fps:g} frames a second or more"
+        )
+    first_second = max(int(start or 0), 0)
+    first, last = int(first_second * fps), frame_count - 1
+    if end is not None:
+        last_second = max(int(end), 0)
+        if first_second > last_second:
+            first_second, last_second = last_second, first_second
+        elif first_second == last_second:
+            last_second += 1
+        first, last = int(first_second * fps), min(int(last_second * fps), last)
+    return list(range(first, last + 1, step))
+
+
+def clip2video_indices(
+    timestamps: np.ndarray,
+    duration: float,
+    feature_framerate: int = 1,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[int]:
+    """The frames that CLIP2Video reads of the folder of JPEGs that it makes of a video.
+
+    Its test-time frames: in training its code also moves them at random, which is left out here. It knows no
+    `start` and `end`: a stretch is treated as a file of its own.
+
+    Args:
+        timestamps: `[F]` seconds, increasing. duration: seconds of the whole video.
+        feature_framerate: of so many JPEGs one is read (the opposite of what the name says).
+
+    Raises:
+        ValueError: the folder holds fewer JPEGs than `feature_framerate`, of which the released code makes an
+            empty video (ledger 13).
+
+    >>> clip2video_indices(np.arange(40) / 25, 1.6, 2)
+    [0, 4, 14, 24, 39]
+    """
+    inside = indices_between(timestamps, duration, start, end)
+    if not inside:
+        return []
+    frame_seconds = float(np.median(np.diff(timestamps, append=duration)))
+    folder = folder_frames(timestamps[inside] - timestamps[inside[0]], frame_seconds)
+    if len(folder) < feature_framerate:
+        raise ValueError(
+            f"feature_framerate {feature_framerate} exceeds the {len(folder)} frames that the video has "
+            f"at {_FOLDER_RATE} a second"
+        )
+    return [inside[folder[place]] for place in strided_positions(len(folder), feature_framerate)]
+
+
+def folder_frames(timestamps: np.ndarray, frame_seconds: float) -> list[int]:
+    """The source frame of every JPEG that CLIP2Video's `ffmpeg -i FILE -r 5` writes, in order.
+
+    FFmpeg writes a frame when it lies less than about one slot behind the next one, so the first two frames
+    are written and then the last before each further slot; a slow video's frames are written several times.
+    Exact where the frame rate is constant (checked against FFmpeg 9), else within a slot.
+
+    Args:
+        timestamps: `[F]` seconds, the first 0. frame_seconds: how long a frame is shown.
+
+    >>> folder_frames(np.arange(20) / 25, 1 / 25)
+    [0, 1, 4, 9, 14, 19]
+    """
+    written: list[int] = []
+    # FFmpeg moves times off exact halves by this much.
+    slots = timestamps * _FOLDER_RATE + (timestamps > 0) / 2**17
+    for index, slot in enumerate(slots):
+        lead = float(slot) - len(written)
+        lead_at_end = lead + frame_seconds * _FOLDER_RATE
+        if lead_at_end < -1.1:
+            continue
+        copies = round(lead_at_end) if lead_at_end > 1.1 else 1
+        of_the_one_before = round(lead - 0.6) if lead > 1.1 else 0
+        written += [index - 1] * of_the_one_before + [index] * (copies - of_the_one_before)
+    return written
+
+
+def strided_positions(count: int, step: int) -> list[int]:
+    """CLIP2Video's `count // step` evenly spaced ones of `count`, the first and the last among them.
+
+    >>> strided_positions(11, 2)
+    [0, 2, 5, 7, 10]
+    """
+    return np.linspace(0, count - 1, num=count // step, dtype=int).tolist()
 
 
 def uniform_indices(

@@ -20,13 +20,16 @@ from xclip_lab.optim import BertAdam, CosineAdamW, clamp_logit_scale
 from xclip_lab.resume import seed_everything
 from xclip_lab.tokens import TokenSet
 
+_HEAD = 2**32 - 1
+"""Where a process's number stands among the seeds, for what all processes draw alike; no process has it."""
+
 
 @dataclass(frozen=True)
 class Stepper:
     """Makes steps.
 
-    What a step draws at random depends on `config.seed`, its number, its part and the process, and on nothing
-    that was drawn before.
+    What a step draws at random depends on `config.seed`, its number, its part and, up to the gather, on the
+    process; on nothing that was drawn before.
 
     Attributes:
         model: on `device`. checkpoint: what an error names as good where it exists.
@@ -86,13 +89,15 @@ class Stepper:
         def gather(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet]:
             if batch is None:
                 text, video = text[:0], video[:0]
-            seed_everything(seed, step, part, ranks.world)  # the head draws the same in every process
+            seed_everything(
+                seed, step, part, _HEAD
+            )  # the head draws alike in every process, and in one alone
             return gather_pairs(ranks, text, video, official)
 
         seed_everything(seed, step, part, ranks.rank)
         given = (self._blank_pair() if batch is None else batch).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            return self.model.loss(given) if ranks.world == 1 else self.model.loss(given, gather)
+            return self.model.loss(given, gather)
 
     def _blank_pair(self) -> Batch:
         """A pair of no meaning, for a process without any that must compute along with the others."""

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xclip_lab.attention import replaced, tap_names
+from xclip_lab.attention import check_explainable, replaced, tap_names
 from xclip_lab.batching import BrokenClip, Clip, ClipDataset, FrameStore, preload
 from xclip_lab.checkpoint import load_model
 from xclip_lab.config import RunConfig, load_config
@@ -296,8 +296,9 @@ def uniform(model: RetrievalModel, name: str) -> Iterator[None]:
     (`head.mask_padding`) at every real word or frame, else at every position.
 
     Raises:
-        ConfigError: a tap that the model does not have.
+        ConfigError: a model that `attention.explain` does not take, or a tap that it does not have.
     """
+    check_explainable(model, "uniform attention")
     over_words = tap_names(model).get(name, "").partition("]")[0].endswith("W")
     masks: list[Tensor] = []
 
@@ -334,7 +335,11 @@ def uniform_stages(
     Returns:
         A row for the model as it is and for each softmax: the `logit` of `clip` and the text-to-video `R@1`
         of the dataset, in percent.
+
+    Raises:
+        ConfigError: a model that `attention.explain` does not take.
     """
+    check_explainable(model, "uniform attention")
     encoded = encode(model, dataset, config, store)
     text_to_video = encoded.dataset.text_to_video
     [row] = np.flatnonzero(encoded.rows == clip.index)

@@ -84,7 +84,8 @@ def fit(
     makes no update.
 
     Args:
-        model: any model with `loss(batch) -> {"loss": ..., named parts}`. Seed before you create it.
+        model: one with `loss(batch, gather) -> {"loss": ..., named parts}`, as `RetrievalModel.loss`. Seed
+            before you create it.
         train: the pairs. The last incomplete batch of an epoch is left out.
         val: evaluated after each epoch; `train.select` chooses the best checkpoint on it.
         store: frames of `train` decoded before; else `data.preload` says whether to decode all of them first,

@@ -52,20 +52,31 @@ def check(key: str, hint: Any, value: Any) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
-        checked = parser.parse_object({"value": value}).value
+        checked = parser.parse_object({"value": _respelled(hint, value)}).value
     except Exception as error:  # jsonargparse raises several kinds
         raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})") from error
-    empty = checked is None and type(None) not in typing.get_args(hint)
+    empty = checked is None and not _optional(hint)
     if empty or (isinstance(checked, float) and not math.isfinite(checked)):
         raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})")
     return checked
+
+
+def _respelled(hint: Any, value: Any) -> Any:
+    """What other command lines and libraries call true, false and null: 0 and 1, numpy's kinds, None."""
+    if hint is bool:
+        return {"0": False, "1": True, "False": False, "True": True}.get(str(value), value)
+    return None if isinstance(value, str) and value == "None" and _optional(hint) else value
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
 
 
 def _expected(hint: Any, value: Any) -> str:
     if typing.get_origin(hint) is Literal:
         choices = [str(choice) for choice in typing.get_args(hint)]
         return f"allowed: {', '.join(choices)}{did_you_mean(str(value), choices)}"
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(_expected(part, value) for part in typing.get_args(hint))
     if hint is type(None):
         return "null"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import av
 import numpy as np
@@ -27,6 +27,7 @@ else:
     decord.logging.set_level(decord.logging.QUIET)
 
 Decoder = Literal["decord", "pyav"]
+Sampler = Literal["official", "clip2video", "glscl", "uniform"]
 
 # Demuxers that make "video" of what is none: pictures, text art, lists of other files.
 _NOT_VIDEO = ("_pipe", "image2", "tty", "concat", "hls", "dash")
@@ -94,7 +95,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 def frame_indices(
     info: VideoInfo,
-    sampler: Literal["official", "uniform"] = "official",
+    sampler: Sampler = "official",
     max_frames: int = 12,
     feature_framerate: int = 1,
     slice_framepos: int = 2,
@@ -103,18 +104,26 @@ def frame_indices(
 ) -> list[int]:
     """The frames that a sampler takes from a video, at most `max_frames`, in the order they are shown.
 
-    `official` is CLIP4Clip's and X-CLIP's (see `sampling.official_indices`, `slice_positions`), `uniform`
-    takes frames evenly in time. `start` and `end` in seconds. Empty where the stretch holds no frame.
+    `official` is CLIP4Clip's and X-CLIP's, `glscl` and `clip2video` are those families' (see
+    `sampling.official_indices` and so on); `slice_positions` cuts what they give (GLSCL and CLIP2Video always
+    evenly: `slice_framepos` 2). `uniform` takes frames evenly in time. `start` and `end` in seconds. Empty
+    where the stretch holds no frame. `clip2video` may name a frame twice.
 
     Raises:
-        ValueError: another sampler or `slice_framepos`, or the official sampler cannot serve such a frame
-            rate or start.
+        ValueError: another sampler or `slice_framepos`, or the sampler cannot serve such a frame rate,
+            start or length.
     """
     if sampler == "uniform":
         return sampling.uniform_indices(info.timestamps, info.duration, max_frames, start, end)
-    if sampler != "official":
-        raise ValueError(f"sampler {sampler!r} is not one of 'official', 'uniform'")
-    sampled = sampling.official_indices(info.frame_count, info.fps, feature_framerate, start, end)
+    if sampler == "official":
+        sampled = sampling.official_indices(info.frame_count, info.fps, feature_framerate, start, end)
+    elif sampler == "glscl":
+        sampled = sampling.glscl_indices(info.frame_count, info.fps, feature_framerate, start, end)
+    elif sampler == "clip2video":
+        sampled = sampling.clip2video_indices(info.timestamps, info.duration, feature_framerate, start, end)
+    else:
+        names = ", ".join(repr(name) for name in get_args(Sampler))
+        raise ValueError(f"sampler {sampler!r} is not one of {names}")
     positions = sampling.slice_positions(len(sampled), max_frames, slice_framepos)
     return [sampled[position] for position in positions]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity.golden import Golden
-from xclip_lab import load_official, save_official
+from xclip_lab import load_official
 from xclip_lab.attention import run_with_cache
 from xclip_lab.model import RetrievalModel, official_name
 
@@ -106,30 +105,3 @@ def check_gradients(golden: Golden, model: RetrievalModel, loss: Tensor) -> None
         assert gradients[name] is None, name
     if lengths:
         assert gradients.keys() == {*lengths, *without}
-
-
-def check_layer_norm_epsilon(golden: Golden) -> None:
-    """Weights scaled down until the epsilon of each LayerNorm shows."""
-    scaled = {f"sd/{name}" for name in golden.names("out/lneps/scaled_params")}
-    arrays = {key: value * 2**-8 if key in scaled else value for key, value in golden.arrays.items()}
-    logits, _ = run_with_cache(official_model(Golden(arrays)), golden.batch("infer"))
-    assert_near(logits, golden["out/lneps/logits"], "logits", **logits_tolerance(golden))
-
-
-def check_round_trip(golden: Golden, file: Path) -> None:
-    """From an official file to one, twice, bit for bit; also with the towers' matrices in half precision."""
-    family, whole = golden.meta["model"], golden.below("sd/")
-    half = {
-        name: value.half() if name.startswith("clip.") and value.ndim > 1 else value
-        for name, value in whole.items()
-    }
-    for state in (whole, half):
-        source: Path | dict[str, Tensor] = state
-        for _ in range(2):
-            save_official(load_official(source, family), file)  # without options: the keys tell all
-            again = torch.load(file, weights_only=True)
-            assert again.keys() == state.keys()
-            for name, value in state.items():
-                assert again[name].dtype == value.dtype, name
-                assert torch.equal(again[name], value), name
-            source = file

@@ -69,8 +69,8 @@ class Golden:
         return Golden(chosen)
 
 
-def model_cases(family: str) -> list[Path]:
-    """The files of a family that hold a model."""
+def model_cases(family: str = "*") -> list[Path]:
+    """The files of a family, or of all, that hold a model."""
     return [path for path in golden_paths(f"{family}_*.npz") if any("sd/" in key for key in keys(path))]
 
 

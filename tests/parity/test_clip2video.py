@@ -7,13 +7,12 @@ from torch.nn.functional import normalize
 
 from tests.parity import families
 from tests.parity.families import LOSS, assert_near, check_intermediates, logits_tolerance
-from tests.parity.golden import Golden, keys, model_cases
+from tests.parity.golden import Golden, model_cases
 from xclip_lab.attention import run_with_cache
 from xclip_lab.heads.clip2video import TAB
 from xclip_lab.model import evaluating
 
 CASES = model_cases("clip2video")
-EPSILON_CASES = [path for path in CASES if "out/lneps/logits" in keys(path)]
 each_case = pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 
 
@@ -85,13 +84,3 @@ def test_loss_and_gradients(golden, model):
     for name, value in expected.items():
         assert_near(parts[name], value.reshape(()), name, **LOSS)
     families.check_gradients(golden, model, parts["loss"])
-
-
-@pytest.mark.parametrize("path", EPSILON_CASES, ids=lambda path: path.stem)
-def test_layer_norm_epsilon(golden):
-    families.check_layer_norm_epsilon(golden)
-
-
-@each_case
-def test_round_trip(golden, tmp_path):
-    families.check_round_trip(golden, tmp_path / "pytorch_model.bin.0")

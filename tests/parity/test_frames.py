@@ -12,8 +12,8 @@ from xclip_lab.preprocess import normalise, preprocess
 pytestmark = needs_golden("frames_clip4clip.json")
 
 
-def golden(table):
-    return json.loads(golden_path("frames_clip4clip.json").read_text())[table]
+def golden(table, file="frames_clip4clip.json"):
+    return json.loads(golden_path(file).read_text())[table]
 
 
 def official(case):
@@ -40,14 +40,50 @@ def expected(case):
     return "raises" if isinstance(wanted, str) else wanted
 
 
+def assert_all_match(cases, ours):
+    wrong = [case for case in cases if ours(case) != expected(case)]
+    assert len(cases) > 10
+    assert not wrong, f"{len(wrong)} of {len(cases)}: {wrong[:3]} gave {[ours(case) for case in wrong[:3]]}"
+
+
 @pytest.mark.parametrize("table", ["decode", "decode_start_end", "loader", "loader_start_end"])
 def test_official_sampler(table):
-    cases = golden(table)
-    wrong = [case for case in cases if official(case) != expected(case)]
-    assert len(cases) > 10
-    assert not wrong, (
-        f"{len(wrong)} of {len(cases)}: {wrong[:3]} gave {[official(case) for case in wrong[:3]]}"
-    )
+    assert_all_match(golden(table), official)
+
+
+@needs_golden("frames_glscl.json")
+def test_glscl_sampler():
+    def ours(case):
+        frame_rate = case["video_framerate"]
+        try:
+            indices = sampling.glscl_indices(
+                case["frame_count"], case["fps"], frame_rate, case["start"], case["end"]
+            )
+        except ValueError:
+            return "raises"
+        places = sampling.slice_positions(len(indices), case["max_frames"], 2)
+        return [indices[place] for place in places]
+
+    assert_all_match(golden("decord_loader", "frames_glscl.json"), ours)
+
+
+@needs_golden("frames_glscl.json")
+def test_glscl_reads_didemo_and_activitynet_with_the_official_sampler():
+    cases = golden("cv2_loader_start_end", "frames_glscl.json")
+    assert {case["loader"] for case in cases} == {"DiDeMoDataset", "ActivityNetDataset"}
+    assert_all_match(cases, lambda case: official(case | {"feature_framerate": case["framerate"]}))
+
+
+@needs_golden("frames_clip2video.json")
+def test_clip2video_sampler():
+    """Its test-time frames of a folder with so many files."""
+
+    def ours(case):
+        files = sampling.strided_positions(case["n_files"], case["feature_framerate"])
+        places = sampling.slice_positions(len(files), case["max_frames"], 2)
+        return [files[place] for place in places]
+
+    assert_all_match(golden("eval", "frames_clip2video.json"), ours)
 
 
 def test_slice_table():
@@ -77,6 +113,17 @@ def test_frames_of_real_files(decoder):
         decode = {"decord": video._decode_decord, "pyav": video._decode_pyav}[decoder]
         frames = decode(info, np.asarray(indices))
         assert [frame_number(frame) for frame in frames] == case["indices"]
+
+
+@needs_golden("realvideo_glscl.json")
+def test_glscl_frames_of_real_files():
+    cases = json.loads(golden_path("realvideo_glscl.json").read_text())
+    for case in cases:
+        info = video.probe(golden_path("videos", case["video"] + ".mp4"))
+        stretch = {"start": case["start"], "end": case["end"]}
+        indices = video.frame_indices(info, "glscl", case["max_frames"], case["video_framerate"], **stretch)
+        assert indices == case["indices"], case
+    assert len(cases) == 12
 
 
 @needs_golden("realvideo_clip4clip_pixels.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -76,8 +77,16 @@ def test_official_refusals(tmp_path):
     state = official_state_dict(tiny())
     with pytest.raises(ConfigError, match="unknown family 'xlcip'; did you mean 'xclip'"):
         load_official(state, "xlcip")
-    with pytest.raises(ConfigError, match=r"'head.mask_pading'; did you mean 'head.mask_padding'"):
+    with pytest.raises(
+        ConfigError, match=r"'mask_pading' of xclip; did you mean 'mask_padding'\? \(options:"
+    ):
         load_official(state, "xclip", mask_pading=True)
+    with pytest.raises(
+        ConfigError, match=r"unknown option 'sim_header' of xclip \(options: agg_module, contr"
+    ):
+        load_official(state, "xclip", sim_header="meanP")
+    with pytest.raises(ConfigError, match=r"agg_module: 'tightTransf' is not allowed .*meanP, seqLSTM"):
+        load_official(state, "xclip", agg_module="tightTransf")
     with pytest.raises(CheckpointError, match="lstm_visual"):
         load_official(state, "xclip", agg_module="seqLSTM")
     with pytest.raises(CheckpointError, match=r"unexpected: .*transformerClip"):
@@ -93,6 +102,80 @@ def test_official_refusals(tmp_path):
         load_official(state | {"clip.visual.conv1.weight": torch.ones(3, 3)[0, 0]}, "xclip")
     with pytest.raises(CheckpointError, match="no checkpoint file"):
         load_official(tmp_path / "pytorch_model.bin.4", "xclip")
+
+
+def test_what_was_given_is_unwrapped_like_a_file(tmp_path):
+    state = official_state_dict(tiny())
+    wrapped = {"state_dict": {f"module.{key}": value for key, value in state.items()} | {"epoch": "five"}}
+    torch.save(wrapped, tmp_path / "wrapped.bin")
+    for source in (wrapped, state | {"note": "text"}, tmp_path / "wrapped.bin"):
+        assert same_weights(load_official(state, "xclip"), load_official(source, "xclip"))
+    with pytest.raises(CheckpointError, match="give a file's path or a state dict, not a list"):
+        load_official([state], "xclip")
+    with pytest.raises(CheckpointError, match="the state dict holds no tensors"):
+        load_official({}, "xclip")
+
+
+@pytest.mark.parametrize("prefix", ["clip.transformer.", "clip.visual.transformer."])
+def test_towers_without_layers(prefix):
+    state = official_state_dict(tiny())
+    without = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    with pytest.raises(CheckpointError, match=f"no xclip checkpoint: it has no '{prefix}resblocks.*'"):
+        load_official(without, "xclip")
+
+
+def test_a_decoder_without_layers():
+    state = official_state_dict(tiny(**{"head.name": "glscl"}))
+    without = {key: value for key, value in state.items() if not key.startswith("transformer_decoder_noun")}
+    with pytest.raises(CheckpointError, match=r"it has no 'transformer_decoder_noun.layers.\*'"):
+        load_official(without, "glscl")
+
+
+def test_a_single_number_has_no_size():
+    state = official_state_dict(tiny()) | {"word_logit_weight": torch.tensor(1.0)}
+    with pytest.raises(CheckpointError, match=r"its 'word_logit_weight' has too few dimensions: \[\]"):
+        load_official(state, "xclip")
+
+
+@pytest.mark.parametrize("positions", [6, 12, 13])
+def test_a_short_cross_transformer_leaves_room_for_the_sentence(positions):
+    state = official_state_dict(
+        tiny(
+            **{
+                "head.name": "tightTransf",
+                "head.positions": positions,
+                "towers.architecture.context_length": positions,
+                "temporal.agg_module": "meanP",
+                "max_words": 6,
+            }
+        )
+    )
+    config = load_official(state, "clip4clip").config
+    assert (config.head.positions, config.max_frames) == (positions, min(12, positions - 1))
+
+
+def test_wide_weights_are_refused_and_narrow_ones_come_back_as_they_were(tmp_path):
+    state, key = official_state_dict(tiny()), "clip.visual.proj"
+    with pytest.raises(
+        CheckpointError, match=r"holds 'clip.visual.proj' in float64, which float32 would round"
+    ):
+        load_official(state | {key: state[key].double()}, "xclip")
+    half = state[key].half()
+    half[0, 0], half[0, 1] = torch.nan, torch.inf
+    save_official(load_official(state | {key: half}, "xclip"), tmp_path / "again.bin")
+    again = torch.load(tmp_path / "again.bin", weights_only=True)[key]
+    assert again.dtype == torch.float16
+    assert torch.equal(again.view(torch.int16), half.view(torch.int16))
+
+
+def test_share_flags_in_the_official_spelling():
+    state = official_state_dict(tiny(**{"head.name": "glscl"}))
+    for off in (0, "0", "false", np.int64(0), np.bool_(False), False):
+        head = load_official(state, "glscl", query_share=off, cross_att_share=1).config.head
+        assert (head.query_share, head.cross_att_share) == (False, True)
+    for wrong in (2, "maybe", 0.5, [1]):
+        with pytest.raises(ConfigError, match=r"query_share: .* is not allowed .*expected true or false"):
+            load_official(state, "glscl", query_share=wrong)
 
 
 @needs_golden("xclip_seqTransf.npz")

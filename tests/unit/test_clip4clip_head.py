@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.unit.combinations import batch_of, settings_of
-from tests.unit.naive_recipe import added, linear, norm, pooled, quick_gelu, unit
+from tests.unit.naive_clip4clip import tight_scores
+from tests.unit.naive_recipe import pooled, unit
 from tests.unit.tiny import tiny
 from xclip_lab.checkpoint import official_state_dict
 
@@ -41,16 +42,9 @@ def test_loose_is_the_scaled_cosine_with_the_mean_frame():
 def test_tight_is_a_transformer_over_each_pair(tight):
     batch, p = batch_of(5, 3), official_state_dict(tight)
     text, video = encoded(tight, batch)
-    frames, positions = tight.clip.frames(batch.video), p["cross.embeddings.position_embeddings.weight"]
-    found = tight.similarity(text, video)
-    for row in range(5):
-        for column in range(3):
-            tokens = torch.cat([text.pooled[row : row + 1], frames[column]]) + positions[:5]
-            mask = torch.cat([torch.ones(1), batch.video_mask[column]])
-            first = added(tokens[None], mask[None], p, "cross.transformer", 2)[0, 0]
-            inner = linear(norm(first, p, "cross.pooler.ln_pool", 1e-12), p, "cross.pooler.dense")
-            logit = linear(quick_gelu(inner), p, "similarity_dense")[0]
-            torch.testing.assert_close(found[row, column], logit, atol=2e-5, rtol=1e-4)
+    frames = tight.clip.frames(batch.video)
+    expected = tight_scores(text.pooled, frames, batch.video_mask, p, layers=2)
+    torch.testing.assert_close(tight.similarity(text, video), expected, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import pytest
 
 from xclip_lab.config import config_from_dict, load_config, presets, save_config, to_dict
 from xclip_lab.errors import ConfigError
+from xclip_lab.heads import HEADS
 
 
 @pytest.mark.parametrize("name", sorted(presets()))
@@ -14,6 +18,16 @@ def test_presets_resolve_and_survive_a_file(name, tmp_path):
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert config_from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if "-folder-" in name])
+def test_presets_of_papers_switch_on_what_the_official_code_does(name):
+    """All of it that lies outside the head, and nothing that another method's code does."""
+    config = load_config(name)
+    of_any = {key for head in HEADS.names() for key in HEADS[head].official}
+    found = {key: functools.reduce(getattr, key.split("."), config) for key in of_any}
+    assert config.optim.recipe == "official"
+    assert found == dict.fromkeys(of_any, False) | dict(HEADS[config.head.name].official)
 
 
 def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
@@ -64,6 +78,8 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"head.name": ["a"]}, r"head.name: \['a'\] is not allowed"),
         ({"data": []}, r"data: \[\] is not allowed"),
         ({"data": 3}, r"data: 3 is not allowed"),
+        ({"data.preload": 2}, r"data.preload: 2 is not allowed \(expected true or false\)"),
+        ({"data.preload": 1.0}, r"data.preload: 1.0 is not allowed"),
         ({"max_words": 100}, r"max_words: 100 is not allowed .*77"),
         ({"towers.name": "ViT-B-32-quickgelu"}, r"either towers.name or towers.architecture"),
         ({"data.generate.level_shares": [1, 2]}, r"data.generate.level_shares: \[1, 2\] is not allowed"),
@@ -72,6 +88,21 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
 def test_bad_values(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart", override)
+
+
+@pytest.mark.parametrize("value", [0, 1, "0", "1", np.bool_(False), np.int64(1), True, "false"])
+def test_truth_values_may_be_0_and_1(value):
+    preload = load_config("quickstart", {"data.preload": value}).data.preload
+    assert preload is (str(value) in ("1", "True"))
+
+
+def test_what_is_optional_may_be_none_in_words():
+    for nothing in (None, "null", "None"):
+        overrides = {"head.name": "clip2video", "head.center_proj": nothing, "data.val_split": nothing}
+        config = load_config("quickstart", overrides)
+        assert (config.head.center_proj, config.data.val_split) == (None, None)
+    with pytest.raises(ConfigError, match=r"allowed: plain, TAB, TAB_TDB; did you mean 'TAB'\? or null\)"):
+        load_config("quickstart", {"head.name": "clip2video", "head.center_proj": "TAP"})
 
 
 def test_unknown_preset(tmp_path):

@@ -36,7 +36,7 @@ from xclip_lab import Batch, create_model, load_config, train
 from xclip_lab.__main__ import main
 from xclip_lab.batching import FrameStore
 from xclip_lab.config import presets
-from xclip_lab.distributed import Ranks, joined, local_device
+from xclip_lab.distributed import PeerLost, Ranks, connected, joined, local_device
 from xclip_lab.errors import TrainingError, UserError
 from xclip_lab.model import official_name
 from xclip_lab.optim import create_optimizer
@@ -159,12 +159,14 @@ def test_gradients_are_those_of_one_process(processes, tmp_path, preset):
     assert_equal_steps(found, whole)
 
 
-def test_dropout_of_the_head_is_the_same_everywhere(processes, tmp_path):
-    """The processes must compute one loss; the helper compares what they found."""
-    preset = "quickstart-tightTransf"
-    numbers, _ = step_of_two(processes, tmp_path, [[[0, 1, 2]], [[3, 4, 5]]], preset=preset, dropout=True)
-    without, _ = step([[[0, 1, 2, 3, 4, 5]]], preset)
-    assert numbers["loss"] != pytest.approx(without["loss"], abs=1e-4)
+def test_dropout_of_the_head_is_that_of_one_process(processes, tmp_path):
+    """Behind the gather, where `tightTransf` has it."""
+    preset, rows = "quickstart-tightTransf", [0, 1, 2, 3, 4, 5]
+    whole = step([[rows]], preset, dropout=True)
+    found = step_of_two(processes, tmp_path, [[rows[:3]], [rows[3:]]], preset=preset, dropout=True)
+    assert_equal_steps(found, whole)
+    with pytest.raises(AssertionError):  # it is on, and the comparison sees it
+        assert_equal_steps(found, step([[rows]], preset))
 
 
 @pytest.mark.parametrize(
@@ -330,6 +332,25 @@ def test_all_ranks_stop_after_the_same_step(processes, tmp_path, whole, rank, ac
     assert codes == [130, 130]
     assert Checkpoints(tmp_path / "run").load()["step"] == 4
     resumes_exactly(processes, tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"), True),
+        (torch.distributed.DistBackendError("NCCL error in: NCCLUtils.hpp:275, remote process exited"), True),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_only_broken_connections_count_as_the_end_of_another_process(error, lost):
+    with pytest.raises(PeerLost if lost else type(error)) as raised, connected():
+        raise error
+    assert (raised.value is error) != lost
+    if lost:
+        assert str(raised.value).startswith("another process of the run has ended (")
 
 
 def train_with_broken(run_dir: Path, accumulate: int) -> dict:

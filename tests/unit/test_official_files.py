@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 from pathlib import Path
@@ -13,12 +14,13 @@ import yaml
 from safetensors.torch import load_file
 
 import xclip_lab
-from tests.unit.test_cli import CLIPS, SETTINGS, options, refused
+from tests.unit.test_cli import CLIPS, SETTINGS, SIZES, options, refused
 from xclip_lab import save_official, study
 from xclip_lab.__main__ import main
-from xclip_lab.families import FAMILIES
 from xclip_lab.config import load_config
 from xclip_lab.errors import ConfigError
+from xclip_lab.families import FAMILIES
+from xclip_lab.model import RetrievalModel
 from xclip_lab.result import Result
 
 OF_THE_TOWERS = {key: value for key, value in SETTINGS.items() if key.startswith("towers.")}
@@ -91,6 +93,84 @@ def test_a_published_file_is_evaluated_as_its_model(file, clips, config, tmp_pat
     assert found.stamp["selection_split"] == "unknown"
 
 
+PUBLISHED = {
+    # What a file of the preset's family has otherwise than the preset, and what its training was told.
+    "xclip-folder-b32": ({"temporal.layers": 2, "max_words": 8, "max_frames": 2}, {"temperature": 0.05}),
+    "clip4clip-folder-b32": ({"towers.linear_patch": "3d"}, {"agg_module": "seqLSTM"}),
+    "clip4clip-tight-folder-b32": ({"head.layers": 2, "head.positions": 40}, {}),
+    "clip2video-folder-b32": ({"head.centers": 7}, {"center_weight": 0.2, "mixed_head_masks": False}),
+    "glscl-folder-b32": ({"head.queries": 12, "head.layers": 2}, {"temp": 1.5, "query_share": 0}),
+}
+TEMPORAL = ("agg_module", "mixed_head_masks")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_every_familys_file_under_its_preset(preset, precision, clips, tmp_path, capsys):
+    """Sizes, patch and precision are the file's, and the command line gives what `load_official` does."""
+    sizes, told = PUBLISHED[preset]
+    told_keys = {f"{'temporal' if key in TEMPORAL else 'head'}.{key}": told[key] for key in told}
+    lengths = {key: size for key, size in sizes.items() if key.startswith("max_")}
+    small = {f"towers.architecture.{name}": size for name, size in SIZES.items()} | sizes | told_keys
+    small |= {"towers.name": None, "towers.pretrained": None, "towers.precision": precision}
+    model = study.new_model(load_config(preset, small | {"seed": 5}))
+    file, family = tmp_path / "pytorch_model.bin.4", preset.split("-")[0]
+    save_official(model, file)
+
+    data = {"data.dataset": "synthetic", "data.root": clips, "data.workers": 0, "evaluation.bootstrap": 0}
+    settings = data | told_keys | lengths | {"train.device": "cpu"}
+    command = ["evaluate", "--official", str(file), "--family", family, "--preset", preset]
+    assert main([*command, "--out", str(tmp_path / "out"), *options(settings)]) == 0
+    found = Result.load(tmp_path / "out")
+    assert found.stamp["towers_precision"] == precision
+
+    loaded = xclip_lab.load_official(file, family, **told)
+    towers = dataclasses.replace(loaded.config.towers, precision=precision)
+    same = RetrievalModel(dataclasses.replace(loaded.config, towers=towers)).eval()
+    same.load_state_dict(loaded.state_dict())
+    config = load_config(preset, data | {"data.root": str(clips)})
+    expected = xclip_lab.evaluate(same, study.open_split(config, "test"), config, progress=False)
+    np.testing.assert_allclose(found.similarity, expected.similarity, rtol=1e-5, atol=1e-5)
+    assert np.ptp(found.similarity) > 1e-3
+
+
+def test_what_is_given_must_be_what_the_file_has(file, clips, capsys):
+    line = refused(capsys, *evaluate(file, clips, towers__precision="fp16", optim__recipe="official"))
+    assert f"towers.precision: fp16 was given but {file} has fp32; leave it out" in line
+    line = refused(capsys, *evaluate(file, clips, temporal__layers=3))
+    assert f"temporal.layers: 3 was given but {file} has 1" in line
+
+
+def test_how_the_towers_run_is_not_the_files_to_tell(config, clips, tmp_path):
+    file, found = saved(config, tmp_path, max_words=24), {}
+    for hidden in (True, False):
+        changes = {"towers__mask_padded_words": hidden, "towers__gradient_checkpointing": True}
+        assert main(evaluate(file, clips, "--out", str(tmp_path), max_words=24, **changes)) == 0
+        found[hidden] = Result.load(tmp_path).similarity
+    assert not np.allclose(found[True], found[False], atol=1e-4)
+
+
+def test_the_parts_that_the_preset_has_otherwise_are_listed(clips, tmp_path, capsys):
+    small = {f"towers.architecture.{name}": size for name, size in SIZES.items()}
+    small |= {"towers.name": None, "towers.pretrained": None, "head.center_proj": "plain"}
+    save_official(study.new_model(load_config("clip2video-folder-b32", small)), tmp_path / "plain.bin")
+    command = ["evaluate", "--official", str(tmp_path / "plain.bin"), "--family", "clip2video"]
+    command += ["--preset", "clip2video-folder-b32", "--data.dataset", "synthetic", "--data.root", str(clips)]
+    assert "plain.bin does not fit the model; missing: actionClip." in refused(capsys, *command)
+    line = refused(capsys, *command, "--head.center_proj", "None")
+    assert "unexpected: emb_center, weight_center" in line
+
+
+def test_the_table_of_presets_names_the_family(capsys):
+    assert main(["presets"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    column = header.index("family")
+    families = {line.split()[0]: line[column:].split()[0] for line in lines}
+    assert {preset: families[preset] for preset in PUBLISHED} == {
+        preset: preset.split("-")[0] for preset in PUBLISHED
+    }
+
+
 def test_without_out_each_file_has_a_folder_of_its_own(file, clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(evaluate(file, clips)) == 0
@@ -114,7 +194,7 @@ def test_another_agg_module_is_listed(file, clips, config, tmp_path, capsys):
     mean = saved(config, tmp_path, temporal__agg_module="meanP")
     line = refused(capsys, *evaluate(mean, clips))
     assert f"{mean} does not fit the model; missing: frame_position_embeddings.weight" in line
-    assert "give the family, and a preset with the temporal and head settings" in line
+    assert "give a file of that family, and a preset with the temporal and head settings" in line
     line = refused(capsys, *evaluate(file, clips, temporal__agg_module="meanP"))
     assert "unexpected: frame_position_embeddings.weight" in line
 
@@ -185,8 +265,7 @@ def test_a_bad_file_is_one_line_that_names_it(kind, file, clips, tmp_path, capsy
 def test_a_file_without_towers_is_no_checkpoint(file, clips, tmp_path, capsys):
     copy = damaged("no towers", file, tmp_path)
     line = refused(capsys, *evaluate(copy, clips))
-    assert f"{copy} is no xclip checkpoint: it holds no CLIP towers" in line
-    assert "give a file that the official code saved" in line
+    assert f"{copy} is no xclip checkpoint: it has no 'word_logit_weight'; give a file of that family" in line
 
 
 @pytest.mark.parametrize(
@@ -202,8 +281,12 @@ def test_a_file_without_towers_is_no_checkpoint(file, clips, tmp_path, capsys):
         ),
         ("run --migrate", "--family and --migrate belong to an official file"),
         (
-            "--official F --family xclip --preset quickstart --towers.freeze_layer_num 0",
-            "towers.freeze_layer_num: F holds the model with its own settings",
+            "--official F --family xclip --preset quickstart --towers.linear_patch 3d",
+            "towers.linear_patch: the weights and shapes in F tell that; leave it out",
+        ),
+        (
+            "--official F --family xclip --preset quickstart --towers.architecture.vision_width 64",
+            "towers.architecture.vision_width: the weights and shapes in F tell that",
         ),
     ],
 )
@@ -219,6 +302,20 @@ def test_a_family_that_is_not_the_presets(family, file, clips, tmp_path, capsys)
     command = ["evaluate", "--official", str(file), "--family", family, "--preset", "quickstart"]
     assert line in refused(capsys, *command, *options(REST | {"data.root": str(clips)}))
     assert line in refused(capsys, *train(clips, tmp_path, "--init", str(file), "--family", family))
+
+
+def test_a_family_without_a_file_to_start_from(clips, tmp_path, capsys):
+    line = refused(capsys, *train(clips, tmp_path / "run", "--family", "xclip"))
+    assert "--family xclip belongs to an official file that a training starts from: give it by --init" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_other_lengths_is_refused_with_the_way_to_change_them(clips, tmp_path, capsys):
+    first = tmp_path / "first"
+    assert main(train(clips, first)) == 0
+    line = refused(capsys, *train(clips, tmp_path / "second", "--init", str(first), max_frames=3))
+    assert f"{first} is for other lengths than max_frames 3: give --max_frames 2, or write one" in line
+    assert f"save_official(load_model('{first}'), 'first.bin'), then save_official(load_official(" in line
 
 
 def test_training_starts_from_an_official_file(file, clips, tmp_path):
@@ -247,7 +344,10 @@ def test_training_from_another_model_is_refused(file, clips, config, tmp_path, c
     assert f"train.init: {mean} does not fit the model; missing: frame_position_embeddings.weight" in line
     assert "starts from all weights of the preset's own model" in line
     longer = refused(capsys, *train(clips, tmp_path / "run", "--init", str(file), max_words=10))
-    assert "word_logit_weight (8, 8) where the model has (10, 10)" in longer
+    assert f"{file} is for other lengths than max_words 10: give --max_words 8, or write one of" in longer
+    assert (
+        f"save_official(load_official('{file}', 'xclip', max_words=10, max_frames=2), 'other.bin')" in longer
+    )
     line = refused(capsys, *train(clips, tmp_path / "run", "--init", str(tmp_path / "nowhere.safetensors")))
     assert f"no checkpoint in {tmp_path / 'nowhere.safetensors'}" in line
 

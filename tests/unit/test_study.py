@@ -105,6 +105,17 @@ def test_a_uniform_softmax_is_uniform_over_what_takes_part(config, mask_padding)
         pass
 
 
+@pytest.mark.parametrize("preset", ["quickstart-wti", "quickstart-clip2video", "quickstart-glscl"])
+def test_uniform_attention_is_xclips(preset, config, clips):
+    other = study.new_model(study.configure(preset, {}, smoke=True))
+    message = r"uniform attention needs a model with head\.name=xclip"
+    name = next(iter(tap_names(other)), "")
+    with pytest.raises(ConfigError, match=message), study.uniform(other, name):
+        pass
+    with pytest.raises(ConfigError, match=message):
+        study.uniform_stages(other, study.read_clip(clips, 0), clips.dataset, config, clips.store)
+
+
 def test_uniform_stages_encode_once(config, clips, model, monkeypatch):
     rows = []
     encode_video = model.encode_video

@@ -245,8 +245,8 @@ def test_nan_loss_names_step_and_part(tmp_path):
     model, calls = NoisyModel(config.model), iter(range(100))
     real = model.loss
 
-    def loss(batch):
-        parts = real(batch)
+    def loss(batch, gather):
+        parts = real(batch, gather)
         extra = torch.tensor(math.nan if next(calls) == 3 else 0.0)
         return {**parts, "loss": parts["loss"] + extra, "extra_loss": extra}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit import naive_clip2video, naive_glscl, naive_recipe
+from tests.unit import naive_clip2video, naive_clip4clip, naive_glscl, naive_recipe
 from tests.unit.combinations import settings_of
 from tests.unit.tiny import TINY
 from xclip_lab import RetrievalModel, Sample, VideoTextDataset, fit, load_config
@@ -27,6 +27,7 @@ OFFICIAL = {key: value for key, value in TINY.items() if "vocab" not in key} | {
     "train": {"batch_size": BATCH, "epochs": 2, "log_every": 1, "device": "cpu"},
     "data": {"preload": False, "workers": 0, "group_batches": False},
 }
+LOOSE = {"head.similarity_dense.bias": 1e-4}  # the same in every score: its gradient is rounding, scaled up
 TWO_HEADS = {"towers.architecture.embed_dim": 128}
 WORDS = ("red", "blue", "green", "circle", "square", "star", "left", "right")
 
@@ -63,6 +64,12 @@ def towers(batch, p, mask_words=False):
     return sentences, words, naive_recipe.image_tower(batch.video, batch.video_mask, p, layers=2, heads=2)
 
 
+def tight_loss(batch, p):
+    sentences, _, frames = towers(batch, p)
+    scores = naive_clip4clip.tight_scores(sentences, frames, batch.video_mask, p, layers=2)
+    return naive_recipe.contrastive(scores)  # without CLIP's scale
+
+
 def xclip_loss(batch, p):
     sentences, words, frames = towers(batch, p)
     videos = naive_recipe.pooled(naive_recipe.seq_transf(frames, batch.video_mask, p, 2), batch.video_mask)
@@ -92,6 +99,10 @@ def glscl_loss(batch, p):
 
 
 CASES = {
+    "tightTransf": (
+        settings_of("tightTransf", "meanP") | TWO_HEADS | {"head.layers": 2, "head.positions": 7},
+        tight_loss,
+    ),
     "xclip": ({"head": {"name": "xclip", "temperature": 0.01}}, xclip_loss),
     "clip2video": (
         settings_of("clip2video", "tdb") | TWO_HEADS | {"temporal.mixed_head_masks": True},
@@ -133,5 +144,5 @@ def test_ten_official_steps(name, tmp_path):
     assert len(losses) == STEPS
     for key, value in model.named_parameters():
         torch.testing.assert_close(
-            value, p[official_name(key)], atol=2e-6, rtol=0, msg=lambda m, k=key: k + m
+            value, p[official_name(key)], atol=LOOSE.get(key, 2e-6), rtol=0, msg=lambda m, k=key: k + m
         )

@@ -172,6 +172,69 @@ def test_uniform_sampler_gives_fewer_of_a_short_video(tmp_path):
     assert video.frame_indices(info, "uniform", 8) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("count", "rate", "written"),  # by ffmpeg 9.0.2 -i FILE -r 5, the numbers read off the JPEGs
+    [
+        (1, 25, [0]),
+        (2, 25, [0, 1]),
+        (40, 25, [0, 1, 4, 9, 14, 19, 24, 29, 34, 39]),
+        (40, 24, [0, 1, 4, 9, 13, 18, 23, 28, 33, 37]),
+        (60, 30, [0, 1, 5, 11, 17, 23, 29, 35, 41, 47, 53, 59]),
+        (60, 50, [0, 1, 8, 18, 28, 38, 48, 58]),
+        (12, 5, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        (8, 3, [0, 0, 1, 2, 2, 3, 3, 4, 5, 5, 6, 6, 7]),
+    ],
+)
+def test_clip2video_reads_what_ffmpeg_writes_at_5_a_second(tmp_path, count, rate, written):
+    info = video.probe(write_video(tmp_path / "a.mp4", count, rate=rate))
+    assert video.frame_indices(info, "clip2video", 100) == written
+
+
+def test_clip2video_with_a_variable_frame_rate(tmp_path):
+    times = [*range(0, 30), *range(30, 120, 6)]  # 30 frames a second, then 5
+    info = video.probe(write_video(tmp_path / "a.mp4", 45, rate=30, times=times))
+    assert video.frame_indices(info, "clip2video", 100) == [0, 1, 5, 11, 17, 23, 29, *range(31, 45)]
+
+
+def test_a_frame_that_stays_is_in_every_slot_that_clip2video_has_for_it():
+    still = np.array([*range(10), 60]) / 10  # nothing new from second 1 to second 6
+    assert sampling.folder_frames(still, 0.1) == [0, 1, 2, 3, 5, 7, *[9] * 23, 10, 10]
+
+
+def test_clip2video_cuts_to_max_frames(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 40, rate=25))
+    assert video.frame_indices(info, "clip2video", 4) == [0, 9, 24, 39]
+    assert video.frame_indices(info, "clip2video", 12, feature_framerate=2) == [0, 4, 14, 24, 39]
+    assert video.frame_indices(info, "clip2video", 2, slice_framepos=1) == [34, 39]
+    assert video.frame_indices(info, "clip2video", 12, start=0.8, end=1.2) == [20, 21, 24, 29]
+    assert video.frame_indices(info, "clip2video", 12, start=9) == []
+
+
+def test_clip2video_needs_as_many_frames_as_one_stride(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 2, rate=25))
+    assert video.frame_indices(info, "clip2video", 12, feature_framerate=2) == [0]
+    with pytest.raises(ValueError, match="feature_framerate 3 exceeds the 2 frames that the video has at 5"):
+        video.frame_indices(info, "clip2video", 12, feature_framerate=3)
+
+
+def test_glscl_sampler(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 60, rate=25))
+    assert video.frame_indices(info, "glscl", 12) == [0, 25, 50]
+    assert video.frame_indices(info, "glscl", 2) == [0, 50]
+    assert video.frame_indices(info, "glscl", 12, start=1.9, end=1.1) == [25, 50]
+    assert video.frame_indices(info, "glscl", 12, start=1) == [25, 50]
+    assert video.frame_indices(info, "glscl", 12, end=1) == [0, 25]
+    assert video.frame_indices(info, "glscl", 12, start=9) == []
+    assert video.frame_indices(info, "glscl", 100, feature_framerate=30) == list(range(60))
+    with pytest.raises(ValueError, match="feature_framerate 50 is twice the video's 25 frames a second"):
+        video.frame_indices(info, "glscl", 12, feature_framerate=50)
+
+
+def test_glscl_sampler_and_a_video_of_one_frame(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 1))
+    assert video.frame_indices(info, "glscl", 12) == [0]
+
+
 def test_the_second_video_stream_is_not_mixed_in(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as output:
@@ -217,7 +280,10 @@ def test_every_clip_can_be_read():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "unifrm"}, "sampler 'unifrm' is not one of 'official', 'uniform'"),
+        (
+            {"sampler": "unifrm"},
+            "sampler 'unifrm' is not one of 'official', 'clip2video', 'glscl', 'uniform'",
+        ),
         ({"slice_framepos": 9}, "slice_framepos 9 is not one of 0, 1, 2"),
     ],
 )

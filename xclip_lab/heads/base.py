@@ -68,6 +68,8 @@ class Head(nn.Module):
     config_class: ClassVar[type]
     family: ClassVar[str | None] = None
     """The official code whose checkpoints it takes (`families.FAMILIES`), None where there is none."""
+    official: ClassVar[Mapping[str, Any]] = {}
+    """What that code switches on outside the head, as dotted keys of the config."""
     video_tokens: ClassVar[Literal["frames", "aggregated"]] = "aggregated"
     """Whether the head's video tokens are CLIP's frames before `agg_module` or the ones after it."""
     scaled_loss: ClassVar[bool] = True

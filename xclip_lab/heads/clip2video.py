@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -46,6 +47,7 @@ class Clip2VideoHead(Head):
 
     config_class = Clip2VideoConfig
     family = "clip2video"
+    official = MappingProxyType({"temporal.mixed_head_masks": True})
     video_tokens = "frames"
 
     def __init__(self, config: Clip2VideoConfig, width: int, max_words: int, max_frames: int) -> None:

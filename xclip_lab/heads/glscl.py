@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +69,7 @@ class GlsclHead(Head):
 
     config_class = GlsclConfig
     family = "glscl"
+    official = MappingProxyType({"towers.mask_padded_words": True, "towers.freeze_conv1": True})
     scaled_similarity = False
 
     def __init__(self, config: GlsclConfig, width: int, max_words: int, max_frames: int) -> None:
