@@ -13,7 +13,7 @@ from xclip_lab.config import ModelConfig, TemporalConfig, TowerSizes, model_conf
 from xclip_lab.errors import CheckpointError, ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.registry import Registry, did_you_mean
-from xclip_lab.validation import check
+from xclip_lab.validation import check, merge, nest
 
 State = Mapping[str, Tensor]
 OfficialConfig = Callable[[State, dict[str, Any]], ModelConfig]
@@ -109,7 +109,6 @@ def _config(
     options: dict[str, Any],
     agg_module: str,
     head: dict[str, Any],
-    towers: Mapping[str, Any] | None = None,
     **temporal: Any,
 ) -> ModelConfig:
     """Common to all: what options say goes over what the family does officially."""
@@ -117,24 +116,25 @@ def _config(
     patch = "3d" if "clip.visual.conv2.weight" in state else "2d"
     sizes = _tower_sizes(state)
     lengths = {name: head.pop(name, min(usual, sizes.context_length)) for name, usual in _LENGTHS}
-    return model_config_from_dict(
-        {
-            "towers": {
-                "name": None,
-                "pretrained": None,
-                "architecture": to_dict(sizes),
-                "linear_patch": patch,
-                **(towers or {}),
-            },
-            "temporal": {
-                "agg_module": agg_module,
-                "layers": count_layers(state, "transformerClip") or 1,
-                **temporal,
-            },
-            "head": head | options,
-            **lengths,
-        }
-    )
+    values: dict[str, Any] = {}
+    for key, value in HEADS[head["name"]].official.items():
+        values = merge(values, nest(key, value))
+    told = {
+        "towers": {
+            "name": None,
+            "pretrained": None,
+            "architecture": to_dict(sizes),
+            "linear_patch": patch,
+        },
+        "temporal": {
+            "agg_module": agg_module,
+            "layers": count_layers(state, "transformerClip") or 1,
+            **temporal,
+        },
+        "head": head | options,
+        **lengths,
+    }
+    return model_config_from_dict(merge(values, told))
 
 
 _LENGTHS = (("max_words", 32), ("max_frames", 12))
@@ -182,7 +182,7 @@ def _clip2video(state: State, options: dict[str, Any]) -> ModelConfig:
         with_layer = "TAB_TDB" if agg_module == "tdb" else "TAB"
         head["center_proj"] = with_layer if count_layers(state, "actionClip") else "plain"
         head["centers"] = _size(state, "weight_center")
-    return _config(state, options, agg_module, head, temporal_proj=projection, mixed_head_masks=True)
+    return _config(state, options, agg_module, head, temporal_proj=projection)
 
 
 @FAMILIES.register("glscl")
@@ -193,5 +193,4 @@ def _glscl(state: State, options: dict[str, Any]) -> ModelConfig:
         "layers": _layers(state, "transformer_decoder_noun", "layers"),
         "feed_forward": _size(state, "decoder_layer_noun.linear1.weight"),
     }
-    towers = {"mask_padded_words": True, "freeze_conv1": True}
-    return _config(state, options, _agg_module(state, options), head, towers)
+    return _config(state, options, _agg_module(state, options), head)

@@ -198,7 +198,7 @@ def test_half_precision_towers_stay_near(towers, tmp_path):
     assert halved.visual.conv1.weight.dtype == torch.float16
     assert halved.ln_final.weight.dtype == torch.float32
     ids = torch.tensor([[98, 4, 5, 99, 0]])
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 1, 3, 32, 32)
     with torch.no_grad():
         for ours, theirs in (
             (full.frames(images), halved.frames(images)),
@@ -214,7 +214,7 @@ def test_gradient_checkpointing_changes_no_number(towers, tmp_path):
     gradients = []
     for checkpointing in (False, True):
         built = build_towers(config(path, gradient_checkpointing=checkpointing)).train()
-        built.frames(torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)).sum().backward()
+        built.frames(torch.linspace(-1, 1, 3 * 32 * 32).view(1, 1, 3, 32, 32)).sum().backward()
         gradients.append(built.visual.conv1.weight.grad)
     assert torch.equal(*gradients)
 
