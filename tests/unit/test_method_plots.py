@@ -33,7 +33,7 @@ def test_recall_against_cost_has_a_log_axis_and_a_line_a_method():
     figure = method_plots.recall_against_cost(table())
     assert figure.axes[0].get_xscale() == "log"
     legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
-    assert "X-CLIP  61.5%  30 GMAC" in legend
+    assert "X-CLIP  (61.5%, 30.0 GMAC)" in legend
 
 
 def test_nothing_to_draw():
