@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -130,7 +131,9 @@ def read_official(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor
         CheckpointError: unsafe or damaged file, none at all, or weights wider than float32.
     """
     if isinstance(source, Mapping):
-        name, state = "the state dict", only_tensors(source, "the state dict")
+        arrays = (np.ndarray, np.generic)  # from an .npz
+        tensors = {key: torch.tensor(of) if isinstance(of, arrays) else of for key, of in source.items()}
+        name, state = "the state dict", only_tensors(tensors, "the state dict")
     elif isinstance(source, str | Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice about pickles that are not its own

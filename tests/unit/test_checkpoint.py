@@ -190,3 +190,11 @@ def test_lengths_migrate_on_request():
     assert not words[:12, 12:].any()
     assert torch.equal(frames, state["frame_mat_weight2"][:4, :4])
     assert (model.config.max_words, model.config.max_frames) == (16, 4)
+
+
+def test_a_state_dict_of_arrays():
+    """As `numpy.load` gives it."""
+    model = tiny()
+    arrays = {key: value.numpy() for key, value in official_state_dict(model).items()}
+    again = official_state_dict(load_official(arrays, "xclip"))
+    assert all(torch.equal(again[key], torch.from_numpy(value)) for key, value in arrays.items())
