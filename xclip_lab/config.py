@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from xclip_lab.blocks import check_width
+from xclip_lab.consistency import check_together, refuse_head_as_agg_module
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.ranges import (
@@ -26,8 +26,6 @@ from xclip_lab.registry import did_you_mean
 from xclip_lab.validation import build, check, leaf_names, merge, nest, plain, unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
-CLIP_POSITIONS = 77
-"""Positions of the text tower of every CLIP that open_clip knows by name."""
 SelectionMetric = Literal[
     "t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/R@50", "t2v/MdR", "t2v/MnR", "t2v/Rsum",
     "v2t/R@1", "v2t/R@5", "v2t/R@10", "v2t/R@50", "v2t/MdR", "v2t/MnR", "v2t/Rsum",
@@ -326,11 +324,11 @@ def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunCo
     everywhere = _all_keys()
     if values:
         raise unknown_key(next(iter(values)), [*_SECTIONS, "head", *_SCALARS], everywhere)
-    _refuse_head_as_agg_module(sections["temporal"])
+    refuse_head_as_agg_module(sections["temporal"])
     built = {key: build(cls, sections[key], key, everywhere) for key, cls in _SECTIONS.items()}
     head = _build_head(sections["head"], everywhere)
     config = RunConfig(preset=preset, head=head, **scalars, **built)
-    _check_together(config)
+    check_together(config)
     return config
 
 
@@ -381,40 +379,6 @@ def _build_head(values: Any, everywhere: list[str]) -> Any:
         raise ConfigError(f"head: {values!r} is not allowed (expected keys such as head.name)")
     name = check("head.name", str, values.get("name", _DEFAULT_HEAD))
     return build(HEADS[name].config_class, values, "head", everywhere)
-
-
-def _refuse_head_as_agg_module(temporal: Any) -> None:
-    """The official code counts `tightTransf` among the `agg_module`s; here it is a head."""
-    agg_module = temporal.get("agg_module") if isinstance(temporal, Mapping) else None
-    if agg_module in HEADS.names():
-        raise ConfigError(f"temporal.agg_module: {agg_module} is a head here; set head.name={agg_module}")
-
-
-def _check_together(config: RunConfig) -> None:
-    """What no single value can show."""
-    towers, train = config.towers, config.train
-    if (towers.name is None) == (towers.architecture is None):
-        raise ConfigError("towers: give either towers.name or towers.architecture, the other one null")
-    sizes = towers.architecture
-    positions = sizes.context_length if sizes else CLIP_POSITIONS
-    for key, most in (("max_words", min(positions, CLIP_POSITIONS)), ("max_frames", positions)):
-        if getattr(config, key) > most:
-            raise ConfigError(f"{key}: {getattr(config, key)} is not allowed (there are {most} positions)")
-    HEADS[config.head.name].check(config.head, config.temporal, sizes.embed_dim if sizes else None)
-    if config.temporal.agg_module in ("seqTransf", "tdb"):
-        check_width(sizes.embed_dim if sizes else None, config.temporal.agg_module)
-    if train.batch_size % train.accumulate:
-        below = train.batch_size // train.accumulate * train.accumulate
-        fits = " or ".join(str(size) for size in (below, below + train.accumulate) if size)
-        raise ConfigError(
-            f"train.accumulate: {train.accumulate} equal parts of train.batch_size {train.batch_size} "
-            f"are not possible; a batch of {fits} is"
-        )
-    if towers.precision == "fp16" and (config.optim.recipe == "modern" or train.precision == "bf16"):
-        raise ConfigError(
-            "towers.precision: fp16 is the official recipe's way; with optim.recipe=modern or "
-            "train.precision=bf16 the weights stay fp32"
-        )
 
 
 def _all_keys() -> list[str]:

@@ -299,7 +299,7 @@ class Trainer:
         """Save a checkpoint; `value` is the selecting metric where the model was just validated."""
         if self.history is not None:
             self._write_checkpoint(self.history, value)
-            self.saved = self.step
+            self.saved = self.step  # true even where the wait below finds that another process is gone
         self.ranks.wait()
         self.saved = self.step
 
