@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from xclip_lab.consistency import check_together, refuse_head_as_agg_module
+from xclip_lab.datasets.base import Family
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.ranges import (
@@ -131,28 +132,46 @@ class GenerateConfig:
 class DataConfig:
     """Which clips, and how frames are taken from them.
 
+    `root` is where the annotations lie, `videos` where the videos or folders of frames do (null: below
+    `root`), `family` whose official loader's rules hold (null: whatever any of them accepts; see
+    `datasets.Source`). `captions` `one` draws one caption of each video an epoch in place of all its pairs.
+    `allow_overlap` videos of validation and test may be among the training videos; a result says how many.
+
     `sampler` `official` (CLIP4Clip's and X-CLIP's) and `glscl` take `feature_framerate` frames a second,
     `clip2video` of 5 a second one in `feature_framerate`; then `slice_framepos` (0 head, 1 tail, 2 uniform)
     cuts them to `max_frames` (ledger 8). `uniform` takes `max_frames` evenly spaced in time.
-    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `on_error` `skip` leaves out broken videos and counts
-    them. `preload` decodes every video once, before the first step, and keeps it in memory as uint8.
+    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `frame_jitter` moves training frames at random (CLIP2Video),
+    `augment` changes their pixels (GLSCL). `on_error` `skip` leaves out broken videos and counts
+    them. `preload` decodes every video once, before the first step, and keeps it in memory as uint8. `store` is
+    a folder that keeps decoded frames for all runs (`xclip_lab.store`), `raw` or, in a tenth of the room and
+    not quite the same, as `jpeg`. `features` is a folder of the towers' outputs (`xclip-lab embed`): the towers
+    stay as they are, and what follows them trains.
     `group_batches` keeps captions that differ in one respect only (generated pairs) in one batch, as hard
     negatives. `generate` says how generated clips are made.
     """
 
     dataset: str = "folder"
     root: str = "data"
+    videos: str | None = None
     protocol: str | None = None
+    family: Family | None = None
+    captions: Literal["all", "one"] = "all"
     train_split: str = "train"
     val_split: str | None = "val"
     test_split: str = "test"
+    allow_overlap: NonNegativeInt = 0
     sampler: Literal["official", "clip2video", "glscl", "uniform"] = "official"
     feature_framerate: PositiveInt = 1
     slice_framepos: Literal[0, 1, 2] = 2
     frame_order: Literal[0, 1, 2] = 0
+    frame_jitter: bool = False
+    augment: Literal["none", "randaugment"] = "none"
     workers: NonNegativeInt = 2
     on_error: Literal["raise", "skip"] = "raise"
     preload: bool = False
+    store: str | None = None
+    store_format: Literal["raw", "jpeg"] = "raw"
+    features: str | None = None
     group_batches: bool = False
     generate: GenerateConfig = field(default_factory=GenerateConfig)
 

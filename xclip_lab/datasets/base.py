@@ -5,15 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 from xclip_lab.registry import Registry
 
 
+Family = Literal["clip4clip", "xclip", "clip2video", "glscl"]
+FAMILY_NAMES = get_args(Family)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader is asked for.
+
+    Attributes:
+        root: where the annotation files lie. split: `train`, `val` or `test`. protocol: None for the usual one.
+        videos: where the video files or folders of frames lie; None: below `root`.
+        family: whose official loader's rules hold where the families differ (names of files, clips that one of
+            them leaves out); None: every file name that any of them accepts, and nothing left out.
+    """
+
+    root: Path
+    split: str
+    protocol: str | None = None
+    videos: Path | None = None
+    family: Family | None = None
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One caption of one video. `start` and `end` are seconds, None for the whole file. `path` may be str."""
+    """One caption of one video. `start` and `end` are seconds, None for the whole file. `path` is the video
+    file or a folder of its frames (may be given as str), None where none was found."""
 
     video_id: str
     caption: str
@@ -35,6 +59,7 @@ class VideoTextDataset:
         videos: the gallery, one id per video, in the order of its first caption.
         text_to_video: `[T]`, for each caption the row of its video in `videos`.
         groups: `[T]`, captions that differ in one respect only share a number (generated clips), else None.
+        undivided: every split of it has all samples: nobody has said which are for testing.
     """
 
     name: str
@@ -43,6 +68,7 @@ class VideoTextDataset:
     samples: list[Sample]
     protocol: str | None = None
     groups: np.ndarray | None = None
+    undivided: bool = False
     videos: list[str] = field(init=False)
     text_to_video: np.ndarray = field(init=False)
 
@@ -63,5 +89,31 @@ class VideoTextDataset:
         return list(first.values())
 
 
-Reader = Callable[[Path, str, str | None], VideoTextDataset]
+@dataclass(frozen=True)
+class Known:
+    """How many videos and captions the official files of a split list; None where that is not known."""
+
+    videos: int
+    captions: int | None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to use a dataset.
+
+    Attributes:
+        splits: what is known of each split that it has, in the order train, val, test.
+        files: the annotation files of each split, relative to `root`.
+        aliases: other names that it goes by.
+    """
+
+    splits: dict[str, Known]
+    files: dict[str, tuple[str, ...]]
+    aliases: tuple[str, ...] = ()
+
+
+PROTOCOLS: dict[str, dict[str, Protocol]] = {}
+"""Of each public dataset its protocols by name, the usual one first. Readers fill it."""
+
+Reader = Callable[[Source], VideoTextDataset]
 DATASETS: Registry[Reader] = Registry("dataset")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from xclip_lab.datasets.base import DATASETS, Sample, VideoTextDataset
+from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
 from xclip_lab.errors import DatasetError
 
 _SUFFIXES = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 
 @DATASETS.register("folder")
-def folder(root: Path, split: str, protocol: str | None = None) -> VideoTextDataset:
+def folder(source: Source) -> VideoTextDataset:
     """Read own videos.
 
     `root` is one of
@@ -37,6 +37,7 @@ def folder(root: Path, split: str, protocol: str | None = None) -> VideoTextData
     Raises:
         DatasetError: nothing there, wrong columns, missing videos, times that are none.
     """
+    root, split, protocol = source.root, source.split, source.protocol
     if split not in _SPLITS:
         raise DatasetError(f"dataset 'folder': no split {split!r} (there are {', '.join(_SPLITS)})")
     if protocol is not None:

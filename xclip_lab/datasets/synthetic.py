@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_lab.datasets.base import DATASETS, Sample, VideoTextDataset
+from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
 from xclip_lab.errors import DatasetError
 
 CONFIG_FILE = "generate.yaml"
@@ -52,15 +52,16 @@ def read_annotations(root: Path, split: str) -> list[dict[str, Any]]:
 
 
 @DATASETS.register("synthetic")
-def synthetic(root: Path, split: str, protocol: str | None = None) -> VideoTextDataset:
+def synthetic(source: Source) -> VideoTextDataset:
     """Read generated clips. `groups` are the numbers of the pairs: clips that differ in their motions
     only, or in their order only, share one; every other clip has its own.
 
     Raises:
         DatasetError: not generated yet, or damaged.
     """
-    if protocol is not None:
-        raise DatasetError(f"dataset 'synthetic' has no protocols, {protocol!r} was asked for")
+    root, split = source.root, source.split
+    if source.protocol is not None:
+        raise DatasetError(f"dataset 'synthetic' has no protocols, {source.protocol!r} was asked for")
     clips = read_annotations(root, split)
     samples = [
         Sample(clip["video_id"], clip["caption"], path=video_path(root, clip["video_id"])) for clip in clips
