@@ -140,12 +140,13 @@ class DataConfig:
     `sampler` `official` (CLIP4Clip's and X-CLIP's) and `glscl` take `feature_framerate` frames a second,
     `clip2video` of 5 a second one in `feature_framerate`; then `slice_framepos` (0 head, 1 tail, 2 uniform)
     cuts them to `max_frames` (ledger 8). `uniform` takes `max_frames` evenly spaced in time.
-    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `frame_jitter` moves training frames at random (CLIP2Video),
-    `augment` changes their pixels (GLSCL). `on_error` `skip` leaves out broken videos and counts
-    them. `preload` decodes every video once, before the first step, and keeps it in memory as uint8. `store` is
-    a folder that keeps decoded frames for all runs (`xclip_lab.store`), `raw` or, in a tenth of the room and
-    not quite the same, as `jpeg`. `features` is a folder of the towers' outputs (`xclip-lab embed`): the towers
-    stay as they are, and what follows them trains.
+    `frame_order`: 0 as is, 1 reversed, 2 shuffled. `frame_jitter` moves training frames at random
+    (CLIP2Video), `augment` changes their pixels (GLSCL).
+
+    `on_error` `skip` leaves out broken videos and counts them. `preload` decodes every video once, before the
+    first step, and keeps it in memory as uint8. `store` is a folder that keeps decoded frames for all runs
+    (`xclip_lab.store`): `raw`, or in a tenth of the room and not quite the same as `jpeg`. `features` is a
+    folder of the towers' outputs (`xclip-lab embed`): the towers stay as they are, what follows them trains.
     `group_batches` keeps captions that differ in one respect only (generated pairs) in one batch, as hard
     negatives. `generate` says how generated clips are made.
     """

@@ -95,9 +95,7 @@ def configure(
 def open_split(config: RunConfig, split: str) -> VideoTextDataset:
     """The annotations of one split of `config.data`."""
     data = config.data
-    return load_dataset(
-        data.dataset, split, data.root, data.protocol, videos=data.videos, family=data.family
-    )
+    return load_dataset(data.dataset, split, data.root, data.protocol, videos=data.videos, family=data.family)
 
 
 def open_training_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None]:

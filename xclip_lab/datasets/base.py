@@ -11,7 +11,6 @@ import numpy as np
 
 from xclip_lab.registry import Registry
 
-
 Family = Literal["clip4clip", "xclip", "clip2video", "glscl"]
 FAMILY_NAMES = get_args(Family)
 
@@ -21,10 +20,11 @@ class Source:
     """What a reader is asked for.
 
     Attributes:
-        root: where the annotation files lie. split: `train`, `val` or `test`. protocol: None for the usual one.
+        root: where the annotation files lie. split: `train`, `val` or `test`.
+        protocol: one of `PROTOCOLS`, None for the usual one.
         videos: where the video files or folders of frames lie; None: below `root`.
-        family: whose official loader's rules hold where the families differ (names of files, clips that one of
-            them leaves out); None: every file name that any of them accepts, and nothing left out.
+        family: whose official loader's rules hold where the families differ (names of files, clips that one
+            of them leaves out); None: every file name that any of them accepts, and nothing left out.
     """
 
     root: Path
