@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 
-from xclip_lab.batching import ClipDataset, preload
+from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import load_config
 from xclip_lab.datasets import load_dataset
 from xclip_lab.synthetic import generate

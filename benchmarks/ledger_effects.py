@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from xclip_lab import compare, study
-from xclip_lab.batching import ClipDataset, FrameStore, preload
 from xclip_lab.checkpoint import load_model
+from xclip_lab.clips import ClipDataset, FrameStore, preload
 from xclip_lab.config import load_config, model_config_from_dict, to_dict
 from xclip_lab.evaluation import evaluate
 from xclip_lab.model import RetrievalModel

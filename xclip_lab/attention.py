@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from xclip_lab import text
-from xclip_lab.batching import Batch, Clip, collate
+from xclip_lab.batching import Batch, collate
+from xclip_lab.clips import Clip
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import Tap
 from xclip_lab.model import RetrievalModel, evaluating

@@ -17,8 +17,8 @@ import torch
 from tqdm.auto import tqdm
 
 from xclip_lab import study
-from xclip_lab.batching import ClipDataset, FrameStore, preload
 from xclip_lab.checkpoint import load_model
+from xclip_lab.clips import ClipDataset, FrameStore, preload
 from xclip_lab.config import RunConfig
 from xclip_lab.cost import scoring_cost
 from xclip_lab.evaluation import evaluate

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xclip_lab.batching import ClipDataset, FrameStore, make_loader
+from xclip_lab.batching import make_loader
+from xclip_lab.clips import ClipDataset, FrameStore
 from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.errors import ConfigError, DatasetError
@@ -55,7 +56,7 @@ def evaluate(
     Args:
         config: its `data` (sampler, frame order, workers), `evaluation` and `seed` are used; None for those
             of the run that trained the model, or the defaults where it is not known. store: frames decoded
-            before (`batching.preload`). bank: for `qb_norm`; None for the split `evaluation.query_bank` of
+            before (`clips.preload`). bank: for `qb_norm`; None for the split `evaluation.query_bank` of
             the same dataset. progress: show bars.
 
     Raises:

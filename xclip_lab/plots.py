@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xclip_lab.attention import Explanation
-from xclip_lab.batching import Clip
+from xclip_lab.clips import Clip
 from xclip_lab.drawing import (
     DARK,
     LIGHT,

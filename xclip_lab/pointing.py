@@ -10,7 +10,8 @@ import pandas as pd
 
 from xclip_lab import text
 from xclip_lab.attention import run_with_cache
-from xclip_lab.batching import ClipDataset, FrameStore, make_loader
+from xclip_lab.batching import make_loader
+from xclip_lab.clips import ClipDataset, FrameStore
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.errors import DatasetError

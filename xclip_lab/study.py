@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from xclip_lab.attention import check_explainable, replaced, tap_names
-from xclip_lab.batching import BrokenClip, Clip, ClipDataset, FrameStore, preload
 from xclip_lab.checkpoint import load_model
+from xclip_lab.clips import BrokenClip, Clip, ClipDataset, FrameStore, preload
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
-from xclip_lab.errors import DatasetError, VideoError
+from xclip_lab.errors import DatasetError, UserError, VideoError
 from xclip_lab.evaluation import encode, evaluate, score
 from xclip_lab.metrics import retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
@@ -145,6 +145,8 @@ def read_clip(clips: ClipDataset, index: int) -> Clip:
     clip = clips[index]
     if isinstance(clip, BrokenClip):
         raise VideoError(clip.reason)
+    if isinstance(clip, UserError):
+        raise clip
     return clip
 
 

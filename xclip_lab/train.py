@@ -20,7 +20,8 @@ import yaml
 from tqdm.auto import tqdm
 
 from xclip_lab.atomic import write_text
-from xclip_lab.batching import Batch, ClipDataset, FrameStore, epoch_order, make_loader, preload
+from xclip_lab.batching import Batch, epoch_order, make_loader
+from xclip_lab.clips import ClipDataset, FrameStore, preload
 from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.distributed import PeerLost, Ranks, joined, local_device

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.videos import write_video
-from xclip_lab import batching
-from xclip_lab.batching import Batch, ClipDataset, epoch_order, make_loader, preload
+from xclip_lab import clips as clips_module
+from xclip_lab.batching import Batch, epoch_order, make_loader
+from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import load_config
 from xclip_lab.datasets import load_dataset
 from xclip_lab.errors import DatasetError, VideoError
@@ -158,7 +159,7 @@ def test_preloading_broken_files(with_broken):
 
 
 def test_preloading_more_than_fits_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(batching, "_available_memory", lambda: 10**5)
+    monkeypatch.setattr(clips_module, "_available_memory", lambda: 10**5)
     with pytest.raises(DatasetError, match=r"preload.*GiB.*preload=false"):
         preload(clips_of(folder), progress=False)
 
@@ -183,7 +184,7 @@ def test_every_other_clip_keeps_its_batch_where_one_is_broken(with_broken, worke
 def test_damage_found_once_is_not_overlooked_in_a_later_epoch(folder, tmp_path, monkeypatch):
     """Only a video that has passed is spared the second look."""
     looks = []
-    real = batching.video.read_frames_and_decoder
+    real = clips_module.video.read_frames_and_decoder
 
     def watched(path, *args, verify, **kwargs):
         looks.append((path.name, verify))
@@ -191,7 +192,7 @@ def test_damage_found_once_is_not_overlooked_in_a_later_epoch(folder, tmp_path, 
             raise VideoError("damaged")
         return real(path, *args, verify=verify, **kwargs)
 
-    monkeypatch.setattr(batching.video, "read_frames_and_decoder", watched)
+    monkeypatch.setattr(clips_module.video, "read_frames_and_decoder", watched)
     clips = clips_of(folder, unique_videos=True, **{"data.on_error": "skip"})
     for epoch in (0, 1):
         looks.clear()
@@ -208,7 +209,7 @@ def test_decoders_are_counted(with_broken, workers):
     loader = make_loader(clips, None, 4)
     assert loader.decoders == {}
     list(loader)
-    usual = {"pyav": 5} if batching.video.decord is None else {"decord": 4, "pyav": 1}
+    usual = {"pyav": 5} if clips_module.video.decord is None else {"decord": 4, "pyav": 1}
     assert loader.decoders == usual  # five of six videos, though each has two captions
     clips.store = preload(clips, progress=False)
     assert clips.store.decoders == make_loader(clips, None, 4).decoders == usual

@@ -34,7 +34,7 @@ from tests.unit.training import (
 )
 from xclip_lab import Batch, create_model, load_config, train
 from xclip_lab.__main__ import main
-from xclip_lab.batching import FrameStore
+from xclip_lab.clips import FrameStore
 from xclip_lab.config import presets
 from xclip_lab.distributed import PeerLost, Ranks, connected, joined, local_device
 from xclip_lab.errors import TrainingError, UserError

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xclip_lab import atomic
-from xclip_lab.batching import ClipDataset, preload
 from xclip_lab.checkpoint import load_model, save_model
+from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import RunConfig, load_config, save_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
 from xclip_lab.errors import CheckpointError, DatasetError, UserError

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from xclip_lab import plots, text
 from xclip_lab.attention import Explanation, explain
-from xclip_lab.batching import Clip
+from xclip_lab.clips import Clip
 from xclip_lab.metrics import rank_entries, retrieval_metrics
 from xclip_lab.model import create_model
 from xclip_lab.pointing import Pointing

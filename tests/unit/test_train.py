@@ -35,8 +35,9 @@ from tests.unit.training import (
     tiny_dataset,
     train_tiny,
 )
-from xclip_lab import batching, load_config, load_model, train
-from xclip_lab.batching import ClipDataset, FrameStore, epoch_order, make_loader
+from xclip_lab import clips, load_config, load_model, train
+from xclip_lab.batching import epoch_order, make_loader
+from xclip_lab.clips import ClipDataset, FrameStore
 from xclip_lab.config import to_dict
 from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
@@ -184,13 +185,13 @@ def test_videos_from_files_and_validation(tmp_path, filmed):
 
 def test_preloading_decodes_each_video_once(tmp_path, filmed, monkeypatch):
     reads = []
-    real = batching.video.read_frames_and_decoder
+    real = clips.video.read_frames_and_decoder
 
     def counted(path, *args, **kwargs):
         reads.append(path.name)
         return real(path, *args, **kwargs)
 
-    monkeypatch.setattr(batching.video, "read_frames_and_decoder", counted)
+    monkeypatch.setattr(clips.video, "read_frames_and_decoder", counted)
     overrides = {"data.preload": True, "train.epochs": 3, "evaluation.bootstrap": 0}
     config = tiny_config(overrides)
     val = dataclasses.replace(filmed, samples=filmed.samples[:3])

@@ -12,7 +12,7 @@ from tests.unit import naive_clip2video, naive_clip4clip, naive_glscl, naive_rec
 from tests.unit.combinations import settings_of
 from tests.unit.tiny import TINY
 from xclip_lab import RetrievalModel, Sample, VideoTextDataset, fit, load_config
-from xclip_lab.batching import FrameStore
+from xclip_lab.clips import FrameStore
 from xclip_lab.model import official_name
 
 LR, COEF_LR, STEPS, WARMUP, BATCH = 1e-3, 0.1, 10, 0.2, 4

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from xclip_lab import resume
-from xclip_lab.batching import FrameStore
+from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import Sample, VideoTextDataset
 from xclip_lab.model import RetrievalModel

@@ -1,0 +1,179 @@
+"""Decoded frames kept on disk: a video is decoded once, for every epoch and every run that looks at it alike.
+
+    <folder>/clips/ab/<key>.safetensors    the frames, as the image tower takes them
+    <folder>/sources/cd/<path>.json        of a video's path: size, time of change, SHA-256 of its content
+
+A clip is found by the content of its video, the way its frames were chosen (sampler, number, stretch, size)
+and the versions of what decoded them: a video that moves is found again, another sampler or decoder never
+gets the frames of this one. Files appear whole or not at all, so many processes may read and fill a store.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torchvision.io import decode_jpeg
+
+from xclip_lab.atomic import TEMPORARY, sync
+from xclip_lab.config import DataConfig
+from xclip_lab.datasets import Sample
+from xclip_lab.errors import DatasetError
+from xclip_lab.video import Decoder
+
+JPEG_QUALITY = 90
+_DECODERS = ("decord", "av", "pillow")
+_CHOOSES = ("sampler", "feature_framerate", "slice_framepos", "store_format")
+_CHUNK = 1 << 20
+
+
+class Frames(NamedTuple):
+    """`pixels` uint8 `[F, 3, S, S]` in the order of time, `timestamps` float32 `[F]` seconds, and what
+    decoded them."""
+
+    pixels: torch.Tensor
+    timestamps: torch.Tensor
+    decoder: Decoder
+
+
+class ClipStore:
+    """The folder `data.store`.
+
+    `raw` keeps the pixels as they are. `jpeg` keeps them in about a tenth of the room, one JPEG a clip with
+    its frames below each other; they come back a few grey levels off.
+
+    Args:
+        data: its `store`, `store_format` and what chooses the frames are used.
+        max_frames: at most so many a clip. image_size: their side in pixels.
+    """
+
+    def __init__(self, data: DataConfig, max_frames: int, image_size: int) -> None:
+        if data.store is None:
+            raise ValueError("data.store names no folder")
+        self.folder = Path(data.store)
+        self.image_size = image_size
+        self.settings = {name: getattr(data, name) for name in _CHOOSES}
+        self.settings |= {"max_frames": max_frames, "image_size": image_size, **_versions()}
+
+    def path(self, sample: Sample) -> Path:
+        """Where a sample's frames lie or would lie.
+
+        Raises:
+            OSError: its video cannot be read.
+        """
+        told = json.dumps([self._content(sample), sample.start, sample.end, self.settings], sort_keys=True)
+        key = hashlib.sha256(told.encode()).hexdigest()
+        return self.folder / "clips" / key[:2] / f"{key}.safetensors"
+
+    def read(self, sample: Sample) -> Frames | None:
+        """The frames of a sample, None where they are not here, or damaged, as after a power cut."""
+        try:
+            with safe_open(self.path(sample), "pt") as clip:
+                decoder: Any = clip.metadata()["decoder"]
+                timestamps = clip.get_tensor("timestamps")
+                if self.settings["store_format"] == "raw":
+                    return Frames(clip.get_tensor("frames"), timestamps, decoder)
+                strip = decode_jpeg(clip.get_tensor("jpeg"))
+        except (OSError, SafetensorError, KeyError, RuntimeError):
+            return None
+        pixels = strip.view(3, -1, self.image_size, self.image_size).transpose(0, 1)
+        return Frames(pixels, timestamps, decoder)
+
+    def write(self, sample: Sample, frames: Frames) -> Path:
+        """Keep the frames of a sample.
+
+        Raises:
+            DatasetError: the folder cannot be written, or the disk is full.
+        """
+        tensors = {"timestamps": frames.timestamps}
+        if self.settings["store_format"] == "raw":
+            tensors["frames"] = frames.pixels
+        else:
+            tensors["jpeg"] = torch.from_numpy(_strip(frames.pixels))
+        try:
+            path = self.path(sample)
+            _write(path, save(tensors, metadata={"decoder": frames.decoder}))
+        except OSError as error:
+            raise DatasetError(
+                f"{error.filename or self.folder}: {error.strerror or error}; make room, or set data.store "
+                "to another folder; what is kept already stays good"
+            ) from error
+        return path
+
+    def _content(self, sample: Sample) -> str:
+        """SHA-256 of a sample's video, read anew only where the file has changed."""
+        if sample.path is None:
+            raise FileNotFoundError(f"video {sample.video_id!r} has no file")
+        path = sample.path.absolute()
+        status = path.stat()
+        state = {"size": status.st_size, "changed_ns": status.st_mtime_ns}
+        name = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
+        note = self.folder / "sources" / name[:2] / f"{name}.json"
+        try:
+            known = json.loads(note.read_bytes())
+            if known | state == known:
+                return known["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        content = content_hash(path)
+        told = {"path": str(path), **state, "sha256": content}
+        _write(note, json.dumps(told).encode(errors="replace"))
+        return content
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder of frames, of all that decides what it shows."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        rate = path.parent / "prepared.json"
+        for entry in [*sorted(path.iterdir()), *([rate] if rate.is_file() else [])]:
+            digest.update(f"{entry.name}/{entry.stat().st_size}/".encode(errors="surrogateescape"))
+            digest.update(entry.read_bytes())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _strip(pixels: torch.Tensor) -> np.ndarray:
+    """One JPEG of all frames: a twelfth of the calls, and what many readers spend their time on is calls."""
+    frames, _, height, width = pixels.shape
+    image = Image.fromarray(pixels.permute(0, 2, 3, 1).reshape(frames * height, width, 3).numpy())
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return np.frombuffer(encoded.getvalue(), np.uint8).copy()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Through a temporary file of this process, so that two of them do not meet in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in _DECODERS:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = "none"
+    return found
