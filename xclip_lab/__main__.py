@@ -214,7 +214,28 @@ def _parser() -> _Parser:
     )
 
     data = parser.add_command(
-        "data", None, "make data", example="xclip-lab data generate --root data/generated/small"
+        "data", None, "check or make data", example="xclip-lab data generate --root data/generated/small"
+    )
+    check = data.add_command(
+        "check",
+        commands.data_check,
+        "tell what of a dataset is there, and what its protocol still needs",
+        "Reads the annotations, looks for every video and opens it; a table goes to the screen, all of it as "
+        "JSON to a file. Exit code 2 if an evaluation or a training cannot be run with what is there.",
+        example="xclip-lab data check msrvtt --root data/msrvtt --videos data/msrvtt/videos",
+    )
+    check.add_argument("name", metavar="NAME", help="a dataset, such as msrvtt, folder or synthetic")
+    check.add_argument("--root", required=True, metavar="DIR", help="where the annotation files lie")
+    check.add_argument("--protocol", metavar="P", help="one of the dataset's protocols; else its usual one")
+    check.add_argument("--videos", metavar="DIR", help="where the videos lie; else below the annotations")
+    check.add_argument("--family", metavar="F", help="whose rules for files hold: clip4clip, xclip, ...")
+    check.add_argument("--split", metavar="S", help="this split alone: test is what an evaluation needs")
+    check.add_argument(
+        "--no-probe", dest="probe", action="store_false", help="look for the videos only, open none"
+    )
+    check.add_argument("--workers", type=int, metavar="N", help="processes that open videos; else one a core")
+    check.add_argument(
+        "--out", metavar="FILE", help="the JSON file; else runs/data_check/<dataset>-<protocol>.json"
     )
     generate = data.add_command(
         "generate",
@@ -230,7 +251,14 @@ def _parser() -> _Parser:
     runs = parser.add_command("runs", commands.runs, "list runs", example="xclip-lab runs")
     runs.add_argument("root", nargs="?", default="runs", metavar="ROOT", help="the folder of run folders")
 
-    parser.add_command("presets", commands.presets, "list presets", example="xclip-lab presets")
+    parser.add_command(
+        "presets",
+        commands.presets,
+        "list presets",
+        "Paper R@1 is what the authors state (text to video, nothing re-ranked), no result of ours; a preset "
+        "stands for their script. `xclip-lab train --preset NAME --KEY VALUE` changes a value.",
+        example="xclip-lab presets",
+    )
     return parser
 
 

@@ -14,8 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from xclip_lab import text, video
-from xclip_lab.clips import BrokenClip, Clip, ClipDataset
+from xclip_lab.clips import BrokenClip, Clip, Clips, StoredClip
+from xclip_lab.config import RunConfig
+from xclip_lab.datasets import VideoTextDataset
+from xclip_lab.datasets.base import one_caption_each
 from xclip_lab.errors import UserError, VideoError
+
+# Apart from the numbers that seed the order of an epoch.
+_DRAW = 1
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Batch:
     Attributes:
         token_ids: int64 `[B, W]`. text_mask: int64 `[B, W]`, 1 for a token.
         video: `[B, F, 3, H, W]`, uint8 pixels or float32 already normalised with CLIP's mean and deviation.
+            From a feature store both are what the towers made of them: float32 `[B, W, D]` and `[B, F, D]`.
         video_mask: int64 `[B, F]`, 1 for a frame. Padded frames are zeros. The official loaders pad after
             normalising, and zero there is not zero in pixels: who normalises uint8 multiplies by this mask.
         video_ids: one per row. index: int64 `[B]`, the row's place in the dataset (of the caption, or of the
@@ -63,7 +70,7 @@ class Loader:
         VideoError: the first video that cannot be read, unless `config.data.on_error` is `skip`.
     """
 
-    def __init__(self, loader: DataLoader, clips: ClipDataset) -> None:
+    def __init__(self, loader: DataLoader, clips: Clips) -> None:
         self._loader = loader
         self._clips = clips
         self._decoder_of: dict[str, str] = {}
@@ -99,7 +106,7 @@ class Loader:
 
 
 def make_loader(
-    clips: ClipDataset,
+    clips: Clips,
     order: Sequence[int] | None,
     batch_size: int,
     epoch: int = 0,
@@ -114,7 +121,7 @@ def make_loader(
     """
     clips.epoch = epoch
     if workers is None:
-        workers = 0 if clips.store is not None else clips.config.data.workers
+        workers = 0 if clips.instant else clips.config.data.workers
     loader = DataLoader(
         clips,
         batch_size=batch_size,
@@ -156,6 +163,20 @@ def collate(clips: Sequence[Clip], max_words: int, max_frames: int) -> Batch:
     )
 
 
+def collate_stored(clips: Sequence[StoredClip]) -> Batch | None:
+    """Rows of stored features as a batch; None for no rows."""
+    if not clips:
+        return None
+    return Batch(
+        token_ids=torch.stack([clip.words for clip in clips]),
+        text_mask=torch.stack([clip.text_mask for clip in clips]),
+        video=torch.stack([clip.frames for clip in clips]),
+        video_mask=torch.stack([clip.video_mask for clip in clips]),
+        video_ids=[clip.video_id for clip in clips],
+        index=torch.tensor([clip.index for clip in clips]),
+    )
+
+
 def epoch_order(n: int, seed: int, epoch: int, groups: np.ndarray | None = None) -> list[int]:
     """The order in which an epoch visits `n` samples: a pure function, so a resumed run finds its place.
 
@@ -175,6 +196,18 @@ def epoch_order(n: int, seed: int, epoch: int, groups: np.ndarray | None = None)
     return [index for group in members.values() for index in group]
 
 
+def training_order(dataset: VideoTextDataset, config: RunConfig, epoch: int) -> list[int]:
+    """The captions that an epoch of training visits, in order: all, or with `data.captions` `one` a caption
+    drawn for each video. A pure function of the config and the epoch."""
+    groups = dataset.groups if config.data.group_batches else None
+    if config.data.captions == "all":
+        return epoch_order(len(dataset), config.seed, epoch, groups)
+    generator = np.random.default_rng((config.seed, epoch, _DRAW))
+    drawn = one_caption_each(dataset, lambda count: int(generator.integers(count)))
+    order = epoch_order(len(drawn), config.seed, epoch, None if groups is None else groups[drawn])
+    return [drawn[place] for place in order]
+
+
 class _Collated(NamedTuple):
     """What a worker sends: errors as values (see `BrokenClip`), and what decoded which video."""
 
@@ -190,15 +223,16 @@ class _Collate:
         self.max_words = max_words
         self.max_frames = max_frames
 
-    def __call__(self, items: list[Clip | BrokenClip | UserError]) -> _Collated:
+    def __call__(self, items: list[Clip | StoredClip | BrokenClip | UserError]) -> _Collated:
         for item in items:
             if isinstance(item, UserError):
                 return _Collated(item, [], {})
+        stored = [item for item in items if isinstance(item, StoredClip)]
         clips = [item for item in items if isinstance(item, Clip)]
         broken = [item for item in items if isinstance(item, BrokenClip)]
         decoders = {clip.video_id: clip.decoder for clip in clips if clip.decoder is not None}
         try:
-            batch = collate(clips, self.max_words, self.max_frames) if clips else None
+            batch = collate(clips, self.max_words, self.max_frames) if clips else collate_stored(stored)
         except UserError as error:
             return _Collated(error, broken, decoders)
         return _Collated(batch, broken, decoders)

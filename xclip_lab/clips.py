@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from xclip_lab import sampling, video
+from xclip_lab.augment import augment_frames
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import Sample, VideoTextDataset
 from xclip_lab.errors import DatasetError, UserError, VideoError
@@ -21,6 +22,8 @@ from xclip_lab.store import ClipStore, Frames
 
 # The share of the free memory that decoded frames may take.
 _MEMORY_SHARE = 0.8
+# Tells the draws of a clip's augmentation from those of its order, and of its jitter.
+_AUGMENT, _JITTER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,18 @@ class Clip:
     pixels: torch.Tensor
     timestamps: torch.Tensor
     decoder: video.Decoder | None = None
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A caption and its clip as the towers gave them: `words [W, D]`, `frames [F, D]`, masks `[W]`, `[F]`."""
+
+    index: int
+    video_id: str
+    words: torch.Tensor
+    text_mask: torch.Tensor
+    frames: torch.Tensor
+    video_mask: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,30 @@ class FrameStore:
     decoders: dict[str, int] = field(default_factory=dict)
 
 
-class ClipDataset(Dataset):
+class Clips(Dataset[Clip | StoredClip | BrokenClip | UserError]):
+    """What a loader reads of a split: `ClipDataset`, or `features.StoredClips`.
+
+    Attributes:
+        samples: one per item. instant: whether items are in memory, so that workers would only be in the way.
+        store: frames decoded before. passed: ids of videos that were decoded and found undamaged; they are
+            not verified again. epoch: with the seed and the index, what a clip's random choices come from.
+    """
+
+    instant: bool
+    store: FrameStore | None
+
+    def __init__(self, dataset: VideoTextDataset, config: RunConfig, unique_videos: bool = False) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.samples = dataset.video_samples() if unique_videos else dataset.samples
+        self.passed: set[str] = set()
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class ClipDataset(Clips):
     """The clips of a dataset's captions, or of its unique videos.
 
     An item is a `Clip`, a `BrokenClip`, or the error where `data.store` cannot be written.
@@ -74,9 +112,7 @@ class ClipDataset(Dataset):
         store: frames decoded before (`preload`); else they come from `data.store`, where there is one, which
             keeps what is decoded on demand.
         image_size: side in pixels, None for that of `config.towers`.
-
-    Attributes:
-        passed: ids of videos that were decoded and found undamaged; they are not verified again.
+        training: frames move and change as `data.frame_jitter` and `data.augment` say.
     """
 
     def __init__(
@@ -86,18 +122,17 @@ class ClipDataset(Dataset):
         unique_videos: bool = False,
         store: FrameStore | None = None,
         image_size: int | None = None,
+        training: bool = False,
     ) -> None:
-        self.dataset = dataset
-        self.config = config
-        self.samples = dataset.video_samples() if unique_videos else dataset.samples
+        super().__init__(dataset, config, unique_videos)
         self.store = store
         self.image_size = image_size or tower_image_size(config)
+        self.training = training
         self.kept = ClipStore(config.data, config.max_frames, self.image_size) if config.data.store else None
-        self.epoch = 0
-        self.passed: set[str] = set()
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    @property
+    def instant(self) -> bool:  # type: ignore[override]
+        return self.store is not None
 
     def __getitem__(self, index: int) -> Clip | BrokenClip | UserError:
         sample = self.samples[index]
@@ -107,10 +142,15 @@ class ClipDataset(Dataset):
             return BrokenClip(sample.video_id, str(error))
         except UserError as error:
             return error
-        # What is random depends on the place in the dataset and the epoch, not on the worker or the step.
-        shuffler = np.random.default_rng((self.config.seed, self.epoch, index))
+        shuffler = self._random(index)
+        if self.training and self.config.data.augment != "none":
+            pixels = augment_frames(pixels, int(self._random(index, _AUGMENT).integers(2**63)))
         order = sampling.order_frames(list(range(len(pixels))), self.config.data.frame_order, shuffler)
         return Clip(index, sample.video_id, sample.caption, pixels[order], timestamps[order], decoder)
+
+    def _random(self, index: int, *what: int) -> np.random.Generator:
+        """What is random depends on the place in the dataset and the epoch, not on the worker or the step."""
+        return np.random.default_rng((self.config.seed, self.epoch, index, *what))
 
     def _frames(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, video.Decoder | None]:
         if self.store is not None:

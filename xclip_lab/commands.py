@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
@@ -172,6 +172,26 @@ def data_generate(arguments: Namespace) -> None:
     print(f"clips in {config.data.root}")
 
 
+def data_check(arguments: Namespace) -> None:
+    """What of a dataset is there, and whether its protocol can be run with it."""
+    from xclip_lab.check import check
+
+    report = check(
+        arguments.name,
+        arguments.root,
+        arguments.protocol,
+        videos=arguments.videos,
+        family=arguments.family,
+        split=arguments.split,
+        open_videos=arguments.probe,
+        workers=arguments.workers,
+    )
+    print(report)
+    print(f"saved as {report.save(arguments.out or Path('runs/data_check', f'{report.slug}.json'))}")
+    if not report.runnable:
+        raise DatasetError(report.closing)
+
+
 def runs(arguments: Namespace) -> None:
     """A table of runs."""
     from xclip_lab.runs import list_runs
@@ -186,32 +206,34 @@ def runs(arguments: Namespace) -> None:
 
 
 def presets(arguments: Namespace) -> None:
-    """A table of presets."""
-    from xclip_lab.config import load_config
-    from xclip_lab.config import presets as all_presets
-    from xclip_lab.heads import HEADS
+    """A table of presets, as their files have them."""
+    from xclip_lab.preset_files import about
+    from xclip_lab.preset_files import presets as all_presets
+    from xclip_lab.published import published
 
-    model = ["towers", "weights", "agg_module", "head", "family"]
-    rows = [["preset", "dataset", *model, "batch", "epochs", "words/frames"]]
-    for name in all_presets():
-        config = load_config(name)
-        towers, architecture = config.towers, config.towers.architecture
-        size = f"patch {architecture.patch_size}, width {architecture.vision_width}" if architecture else ""
+    rows = [["preset", "dataset", "ViT", "batch", "epochs", "words/frames", "paper R@1", "stands for"]]
+    for name, values in all_presets().items():
+        data, train, told = values["data"], values["train"], about(name)
+        stated = published(*told.published) if told.published else None
+        own = "own videos" if data["dataset"] == "folder" else "generated clips"
         rows.append(
             [
                 name,
-                config.data.dataset,
-                towers.name or size,
-                towers.pretrained or "from scratch",
-                config.temporal.agg_module,
-                config.head.name,
-                HEADS[config.head.name].family or "-",
-                str(config.train.batch_size),
-                str(config.train.epochs),
-                f"{config.max_words}/{config.max_frames}",
+                " ".join(filter(None, (data["dataset"], data.get("protocol")))),
+                _backbone(values["towers"]["name"]),
+                str(train["batch_size"]),
+                str(train["epochs"]),
+                f"{values['max_words']}/{values['max_frames']}",
+                f"{stated.metrics['t2v']['R@1']:.1f}" if stated else "-",
+                told.script or own,
             ]
         )
     _print_table(rows)
+
+
+def _backbone(name: str | None) -> str:
+    """`B/32` for `ViT-B-32-quickgelu`; towers without a name are ours."""
+    return "/".join(name.split("-")[1:3]) if name else "own"
 
 
 def _run_dir(arguments: Namespace, config: RunConfig) -> Path:

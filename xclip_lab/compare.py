@@ -22,6 +22,7 @@ from xclip_lab.clips import ClipDataset, FrameStore, preload
 from xclip_lab.config import RunConfig
 from xclip_lab.cost import scoring_cost
 from xclip_lab.evaluation import evaluate
+from xclip_lab.guards import check_comparable
 from xclip_lab.result import Result
 from xclip_lab.runs import RunError, config_hash, prepare_data
 from xclip_lab.stats import cluster_mean_interval
@@ -159,7 +160,7 @@ def table(cells: Sequence[Cell]) -> pd.DataFrame:
         `gmac` (of 1,000 texts with 1,000 videos, after the towers) and `parameters` (beside the towers).
 
     Raises:
-        RunError: cells that were evaluated on different captions.
+        DatasetError: cells that were evaluated on different clips.
     """
     methods: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -167,12 +168,11 @@ def table(cells: Sequence[Cell]) -> pd.DataFrame:
             methods.setdefault(method_name(cell.config), []).append(cell)
     rows: list[dict[str, Any]] = []
     reference: np.ndarray | None = None
-    captions: list[str] | None = None
+    loaded = {str(cell.run_dir): Result.load(cell.result_dir) for same in methods.values() for cell in same}
+    if loaded:
+        check_comparable(loaded)
     for name, same in methods.items():
-        results = [Result.load(cell.result_dir) for cell in same]
-        captions = captions or results[0].captions
-        if any(result.captions != captions for result in results):
-            raise RunError(f"{name} was evaluated on other captions; compare runs of the same clips")
+        results = [loaded[str(cell.run_dir)] for cell in same]
         hits = np.stack([100.0 * (result.ranks["t2v"] == 1) for result in results])  # [seeds, captions]
         reference = hits.mean(0) if reference is None else reference
         of_method = {"method": name, "seeds": len(results), **_size(same[0])}

@@ -14,6 +14,8 @@ from xclip_lab.consistency import check_together, refuse_head_as_agg_module
 from xclip_lab.datasets.base import Family
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
+from xclip_lab.preset_files import preset_values
+from xclip_lab.preset_files import presets as presets
 from xclip_lab.ranges import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -23,10 +25,8 @@ from xclip_lab.ranges import (
     Seed,
     UnitIntervalBelowOne,
 )
-from xclip_lab.registry import did_you_mean
 from xclip_lab.validation import build, check, leaf_names, merge, nest, plain, unknown_key
 
-PRESETS = Path(__file__).parent / "presets"
 SelectionMetric = Literal[
     "t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/R@50", "t2v/MdR", "t2v/MnR", "t2v/Rsum",
     "v2t/R@1", "v2t/R@5", "v2t/R@10", "v2t/R@50", "v2t/MdR", "v2t/MnR", "v2t/Rsum",
@@ -296,16 +296,6 @@ _SCALARS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """Every preset by name: the common values of its file with its own row over them."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(PRESETS.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text())
-        for name, row in content["presets"].items():
-            found[name] = merge(content.get("common") or {}, row or {})
-    return found
-
-
 def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The resolved configuration of a run.
 
@@ -325,7 +315,7 @@ def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise ConfigError(
             f"overrides: {overrides!r} is not allowed (expected dotted keys to values, as a dict)"
         )
-    values, name = _preset_values(preset)
+    values, name = preset_values(preset)
     over: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         over = merge(over, nest(str(key), value))
@@ -365,27 +355,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write the resolved config as YAML; `load_config(path)` reads it."""
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-
-
-def _preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:
-    known = presets()
-    if str(preset) in known:
-        return known[str(preset)], str(preset)
-    if str(preset).endswith((".yaml", ".yml")):
-        path = Path(preset)
-        if not path.is_file():
-            raise ConfigError(f"no config file {path}")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path} does not hold a mapping of config keys")
-        return content, path.stem
-    raise ConfigError(
-        f"unknown preset {str(preset)!r}{did_you_mean(str(preset), known)} "
-        f"(known: {', '.join(sorted(known))})"
-    )
 
 
 def _head_name(values: Mapping[str, Any]) -> Any:

@@ -12,10 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xclip_lab.batching import make_loader
-from xclip_lab.clips import ClipDataset, FrameStore
+from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.errors import ConfigError, DatasetError
+from xclip_lab.features import StoredClips, open_clips
+from xclip_lab.guards import check_evaluation
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.rerank import dual_softmax, qb_norm
@@ -60,12 +62,15 @@ def evaluate(
             the same dataset. progress: show bars.
 
     Raises:
+        DatasetError: videos that the model was trained on (`guards.check_evaluation`).
         DatasetError: no captions, or more videos missing or unreadable than `evaluation.allow_missing`; says
             how many, names the first and gives a reason. A query bank with evaluated videos in it.
         MetricError: a similarity that is NaN; a temperature out of the range of the similarities.
     """
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
+    trained_split = model.origin.run.data.train_split if model.origin.run else None
+    seen = check_evaluation(model.origin.trained_on, dataset, trained_split, int(config.data.allow_overlap))
     bank = _query_bank(dataset, config, bank) if settings.rerank == "qb_norm" else None
     check_vocabulary(model.clip.token_embedding.num_embeddings)
     encoded = encode(model, dataset, config, store, progress)
@@ -80,6 +85,7 @@ def evaluate(
         "dataset_fingerprint": dataset_fingerprint(dataset),
         "protocol": dataset.protocol,
         "selection_split": model.origin.selection_split,
+        "trained_on": seen,
         "post_processing": "none",
         "ties": settings.ties,
         "intervals": {"draws": draws, "clusters": "pair" if kept.groups is not None else "video"}
@@ -232,9 +238,12 @@ def encode(
         DatasetError: as `evaluate`.
     """
     videos = encode_videos(model, dataset, config, store, progress)
-    captions = [sample.caption for sample in videos.dataset.samples]
     with evaluating(model):
-        text = encode_texts(model, captions, config.evaluation.batch_size, progress)
+        if config.data.features is None:
+            captions = [sample.caption for sample in videos.dataset.samples]
+            text = encode_texts(model, captions, config.evaluation.batch_size, progress)
+        else:
+            text = _encode_stored_texts(model, StoredClips(model, dataset, config), videos.rows)
     return Encoded(**vars(videos), text=text)
 
 
@@ -252,11 +261,11 @@ def encode_videos(
     """
     # What cannot be read is counted here, and held against `evaluation.allow_missing`.
     config = replace(config.with_model(model.config), data=replace(config.data, on_error="skip"))
-    clips = ClipDataset(dataset, config, unique_videos=True, store=store, image_size=model.image_size)
+    clips = open_clips(model, dataset, config, store, unique_videos=True)
     batch_size, allowed = config.evaluation.batch_size, config.evaluation.allow_missing
     if not len(dataset):
         raise DatasetError(f"{dataset.name} / {dataset.split}: no captions to evaluate")
-    if store is None:
+    if not clips.instant:
         absent = [s for s in clips.samples if s.path is None or not s.path.exists()]
         if len(absent) > allowed:
             raise _too_many_missing(dataset, {s.video_id: f"{s.path}: no such file" for s in absent}, allowed)
@@ -284,6 +293,15 @@ def encode_texts(
     for start in tqdm(starts, "encode texts", unit="batch", disable=not progress, leave=False):
         ids, mask = tokenize(captions[start : start + batch_size], model.config.max_words)
         parts.append(model.encode_text(ids.to(_device(model)), mask.to(_device(model))).to("cpu"))
+    return TokenSet.cat(parts)
+
+
+def _encode_stored_texts(model: RetrievalModel, clips: StoredClips, rows: np.ndarray) -> TokenSet:
+    """`encode_texts` of some captions whose word features are stored."""
+    parts = []
+    for block in np.array_split(rows, -(-len(rows) // clips.config.evaluation.batch_size)):
+        words, mask = clips.texts(block)
+        parts.append(model.encode_text(words.to(_device(model)), mask.to(_device(model))).to("cpu"))
     return TokenSet.cat(parts)
 
 

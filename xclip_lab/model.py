@@ -33,13 +33,15 @@ class Origin:
         checkpoint: the file, or what is to be said of weights without one. selection_split: the split that
             chose the checkpoint, None where none did. run: the config it was trained with, if known: frames
             are sampled the same way unless told otherwise. dtypes: of the weights in an official file, by
-            their official names.
+            their official names. trained_on: of each dataset the videos it was trained on, None where not
+            known.
     """
 
     checkpoint: str
     selection_split: str | None = None
     run: RunConfig | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    trained_on: Mapping[str, frozenset[str]] | None = None
 
 
 class RetrievalModel(nn.Module):
@@ -79,14 +81,19 @@ class RetrievalModel(nn.Module):
         """Sentence and word features.
 
         Args:
-            token_ids: int64 `[B, W]`. mask: `[B, W]`, 1 = real.
+            token_ids: int64 `[B, W]`; or `[B, W, D]`, what the text tower makes of them (`features`).
+            mask: `[B, W]`, 1 = real.
 
         Raises:
             ValueError: a mask of another shape.
         """
-        if mask.shape != token_ids.shape:
+        if mask.shape != token_ids.shape[:2]:
             raise ValueError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
-        sentence, words = self.clip.words(token_ids, mask)
+        if token_ids.is_floating_point():
+            words, last = token_ids, mask.sum(-1) - 1  # the last real token is the end mark
+            sentence = words[torch.arange(len(words), device=words.device), last]
+        else:
+            sentence, words = self.clip.words(token_ids, mask)
         with torch.autocast(words.device.type, enabled=False):
             return self.head.encode_text(TokenSet(sentence, words, mask))
 
@@ -94,16 +101,29 @@ class RetrievalModel(nn.Module):
         """Everything that a video can have computed without a text.
 
         Args:
-            video: `[B, F, 3, H, W]`; uint8 pixels, normalised here, or float already normalised.
+            video: `[B, F, 3, H, W]`; uint8 pixels, normalised here, or float already normalised. Or
+                `[B, F, D]`, what the image tower makes of them (`frame_features`).
             mask: `[B, F]`, 1 = real.
 
         Raises:
             ValueError: a video without a single valid frame (ledger 13), or frames of another size.
         """
-        self._check_video(video, mask)
-        frames = self.clip.frames(self._normalise(video, mask))
+        self._check_mask(video, mask)
+        frames = video if video.ndim == 3 else self.frame_features(video, mask)
         with torch.autocast(video.device.type, enabled=False):
             return self.head.encode_video(frames, mask, self.temporal)
+
+    def frame_features(self, video: Tensor, mask: Tensor) -> Tensor:
+        """One vector a frame, `[B, F, D]` float32, before `agg_module`. Arguments as of `encode_video`.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        if video.ndim != 5 or video.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"video must be [B, F, 3, {self.image_size}, {self.image_size}], got {list(video.shape)}"
+            )
+        return self.clip.frames(self._normalise(video, mask))
 
     def similarity(self, text: TokenSet, video: TokenSet) -> Tensor:
         """`[T, V]`: what the paper's evaluation ranks, on its scale."""
@@ -158,11 +178,7 @@ class RetrievalModel(nn.Module):
             return pixels
         return pixels * mask[:, :, None, None, None].to(pixels.dtype)
 
-    def _check_video(self, video: Tensor, mask: Tensor) -> None:
-        if video.ndim != 5 or video.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"video must be [B, F, 3, {self.image_size}, {self.image_size}], got {list(video.shape)}"
-            )
+    def _check_mask(self, video: Tensor, mask: Tensor) -> None:
         if mask.shape != video.shape[:2]:
             raise ValueError(f"video is {list(video.shape)} but its mask is {list(mask.shape)}")
         empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()

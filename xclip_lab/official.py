@@ -104,7 +104,8 @@ def start_from(config: RunConfig) -> RetrievalModel:
     model = RetrievalModel(config.model, load_pretrained=False)
     ours = file.is_dir() or file.suffix == ".safetensors"
     try:
-        state = load_model(file).state_dict() if ours else _read(file)
+        first = load_model(file) if ours else None
+        state = _read(file) if first is None else first.state_dict()
         if model.state_dict().keys() & {f"head.{key}" for key in _LENGTHS.values()}:
             official = {official_name(key): value for key, value in state.items()}
             _check_lengths(file, official, config, _remedy(file, ours, config))
@@ -113,7 +114,8 @@ def start_from(config: RunConfig) -> RetrievalModel:
         raise CheckpointError(
             f"train.init: {error} (a training starts from all weights of the preset's own model)"
         ) from error
-    model.origin = Origin(str(config.train.init), selection_split="unknown")
+    trained_on = None if first is None else first.origin.trained_on
+    model.origin = Origin(str(config.train.init), selection_split="unknown", trained_on=trained_on)
     return model
 
 

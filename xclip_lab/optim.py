@@ -263,6 +263,13 @@ _TRAINED = ("ln_final.", "text_projection", "logit_scale", "visual.ln_post.", "v
 """What no number of frozen layers reaches."""
 
 
+def freeze_towers(named_parameters: NamedParameters) -> None:
+    """Stop the training of both towers, whose outputs are stored; the learnt scale goes on."""
+    for name, parameter in named_parameters:
+        if in_towers(name) and name != "clip.logit_scale":
+            parameter.requires_grad_(False)
+
+
 def _is_frozen(name: str, freeze_layer_num: int) -> bool:
     if freeze_layer_num < 0 or name.startswith(_TRAINED):
         return False

@@ -203,6 +203,8 @@ class Result:
             f"ties {stamp['ties']}, post-processing {self._post_processing()}, "
             f"checkpoint selected on {stamp['selection_split'] or 'no split'}",
         ]
+        if stamp.get("trained_on"):
+            lines.insert(1, f"attention: the model was trained on {stamp['trained_on']} of these videos")
         if stamp["missing_videos"]:
             lines.insert(1, f"left out: {count_and_first(stamp['missing_videos'])}")
         lines += self._table()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.random import Generator, RandomState
 
 # Containers round times to their clock; a frame that is a rounding error early still counts.
 _CLOCK_ERROR = 1e-4
-# CLIP2Video reads folders of JPEGs that were written at this many a second.
-_FOLDER_RATE = 5
+FOLDER_RATE = 5
+"""CLIP2Video reads folders of JPEGs that were written at this many a second."""
 
 
 class Shuffler(Protocol):
@@ -112,15 +113,17 @@ def clip2video_indices(
     feature_framerate: int = 1,
     start: float | None = None,
     end: float | None = None,
+    in_folder: bool = False,
 ) -> list[int]:
     """The frames that CLIP2Video reads of the folder of JPEGs that it makes of a video.
 
-    Its test-time frames: in training its code also moves them at random, which is left out here. It knows no
-    `start` and `end`: a stretch is treated as a file of its own.
+    Its test-time frames: in training its code also moves them (`jitter_positions`). It knows no `start` and
+    `end`: a stretch is treated as a file of its own.
 
     Args:
         timestamps: `[F]` seconds, increasing. duration: seconds of the whole video.
         feature_framerate: of so many JPEGs one is read (the opposite of what the name says).
+        in_folder: the frames are those JPEGs already.
 
     Raises:
         ValueError: the folder holds fewer JPEGs than `feature_framerate`, of which the released code makes an
@@ -132,17 +135,23 @@ def clip2video_indices(
     inside = indices_between(timestamps, duration, start, end)
     if not inside:
         return []
-    frame_seconds = float(np.median(np.diff(timestamps, append=duration)))
-    folder = folder_frames(timestamps[inside] - timestamps[inside[0]], frame_seconds)
+    folder = list(range(len(inside)))
+    if not in_folder:
+        folder = folder_frames(timestamps[inside] - timestamps[inside[0]], shown_for(timestamps, duration))
     if len(folder) < feature_framerate:
         raise ValueError(
             f"feature_framerate {feature_framerate} exceeds the {len(folder)} frames that the video has "
-            f"at {_FOLDER_RATE} a second"
+            f"at {FOLDER_RATE} a second"
         )
     return [inside[folder[place]] for place in strided_positions(len(folder), feature_framerate)]
 
 
-def folder_frames(timestamps: np.ndarray, frame_seconds: float) -> list[int]:
+def shown_for(timestamps: np.ndarray, duration: float) -> float:
+    """How long a frame of a video is shown, as a rule, in seconds."""
+    return float(np.median(np.diff(timestamps, append=duration)))
+
+
+def folder_frames(timestamps: np.ndarray, frame_seconds: float, fps: float = FOLDER_RATE) -> list[int]:
     """The source frame of every JPEG that CLIP2Video's `ffmpeg -i FILE -r 5` writes, in order.
 
     FFmpeg writes a frame when it lies less than about one slot behind the next one, so the first two frames
@@ -150,17 +159,17 @@ def folder_frames(timestamps: np.ndarray, frame_seconds: float) -> list[int]:
     Exact where the frame rate is constant (checked against FFmpeg 9), else within a slot.
 
     Args:
-        timestamps: `[F]` seconds, the first 0. frame_seconds: how long a frame is shown.
+        timestamps: `[F]` seconds, the first 0. frame_seconds: how long a frame is shown. fps: JPEGs a second.
 
     >>> folder_frames(np.arange(20) / 25, 1 / 25)
     [0, 1, 4, 9, 14, 19]
     """
     written: list[int] = []
     # FFmpeg moves times off exact halves by this much.
-    slots = timestamps * _FOLDER_RATE + (timestamps > 0) / 2**17
+    slots = timestamps * fps + (timestamps > 0) / 2**17
     for index, slot in enumerate(slots):
         lead = float(slot) - len(written)
-        lead_at_end = lead + frame_seconds * _FOLDER_RATE
+        lead_at_end = lead + frame_seconds * fps
         if lead_at_end < -1.1:
             continue
         copies = round(lead_at_end) if lead_at_end > 1.1 else 1
@@ -239,6 +248,24 @@ def slice_positions(count: int, max_frames: int, slice_framepos: int) -> list[in
     if slice_framepos == 1:
         return list(range(count - max_frames, count))
     return np.linspace(0, count - 1, num=max_frames, dtype=int).tolist()
+
+
+def jitter_positions(positions: list[int], random: Generator | RandomState) -> list[int]:
+    """CLIP2Video's training frames: of what `slice_positions` gives, all but the first and the last move.
+
+    Each moves by up to half the distance of the first two, where that half is more than 2: they stay in
+    order. `random` draws one number a moved position, and none where nothing moves.
+
+    >>> jitter_positions([0, 10, 20, 30], np.random.default_rng(0))
+    [0, 13, 21, 30]
+    """
+    half = (positions[1] - positions[0]) // 2 if len(positions) > 2 else 0
+    if half <= 2:
+        return positions
+    draw = random.integers if isinstance(random, Generator) else random.randint
+    moves = draw(-half, half, len(positions) - 2).tolist()
+    inner = [position + move for position, move in zip(positions[1:-1], moves, strict=True)]
+    return [positions[0], *inner, positions[-1]]
 
 
 def order_frames(indices: list[int], frame_order: int, shuffler: Shuffler | None = None) -> list[int]:

@@ -23,6 +23,7 @@ from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
 from xclip_lab.errors import DatasetError, UserError, VideoError
 from xclip_lab.evaluation import encode, evaluate, score
+from xclip_lab.guards import check_training
 from xclip_lab.metrics import retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
 from xclip_lab.official import open_official, start_from
@@ -101,25 +102,18 @@ def open_split(config: RunConfig, split: str) -> VideoTextDataset:
 def open_training_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None]:
     """The splits for training and validation (None where `data.val_split` is null).
 
-    Prints a line for each of validation and test that shares videos with training.
+    Raises:
+        DatasetError: test videos in training (`guards.check_training`; `fit` looks at validation).
     """
     data = config.data
     train = open_split(config, data.train_split)
     val = open_split(config, data.val_split) if data.val_split else None
-    if val is not None:
-        _tell_overlap(train, val)
+    test = None
     with contextlib.suppress(DatasetError):  # training needs no test split
-        _tell_overlap(train, open_split(config, data.test_split))
+        test = val if data.test_split == data.val_split else open_split(config, data.test_split)
+    if test is not None and test is not val:
+        check_training(train, [test], data.allow_overlap)
     return train, val
-
-
-def _tell_overlap(train: VideoTextDataset, other: VideoTextDataset) -> None:
-    shared = set(train.videos) & set(other.videos)
-    if shared:
-        print(
-            f"attention: {len(shared)} of the {len(other.videos)} videos of {other.split!r} are in "
-            f"{train.split!r} too; what is measured on them says nothing about unseen videos"
-        )
 
 
 def open_clips(dataset: VideoTextDataset, config: RunConfig) -> ClipDataset:

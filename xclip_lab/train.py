@@ -20,18 +20,20 @@ import yaml
 from tqdm.auto import tqdm
 
 from xclip_lab.atomic import write_text
-from xclip_lab.batching import Batch, epoch_order, make_loader
-from xclip_lab.clips import ClipDataset, FrameStore, preload
+from xclip_lab.batching import Batch, make_loader, training_order
+from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
 from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.distributed import PeerLost, Ranks, joined, local_device
 from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
+from xclip_lab.features import open_clips
+from xclip_lab.guards import check_training, read_training, record_training
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
 from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.official import check_start
-from xclip_lab.optim import create_optimizer, freeze_parameters, undecayed_parameters
+from xclip_lab.optim import create_optimizer, freeze_parameters, freeze_towers, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.resume import Checkpoints, differing_keys, disk_errors, read_stamp, run_lock
 from xclip_lab.step import Stepper
@@ -97,11 +99,14 @@ def fit(
         TrainingError: a folder in use or of another config, too few pairs or none that can be read, a loss or
             gradient that is not finite, a full disk, another process of the run that died. The last
             checkpoint stays good.
-        ConfigError: a batch that the processes cannot share equally.
+        ConfigError: a batch that the processes cannot share equally; stored features that do not fit.
+        DatasetError: more than `data.allow_overlap` videos of `val` in `train`.
         VideoError: an unreadable video, unless `data.on_error` is `skip`.
         KeyboardInterrupt: after the first Ctrl-C once the step is finished and saved; at the second at once.
     """
     run_dir = Path(run_dir)
+    if val is not None:
+        check_training(train, [val], int(config.data.allow_overlap))
     with (
         joined(config.train.device) as ranks,
         run_lock(run_dir) if ranks.first else nullcontext(),
@@ -133,7 +138,8 @@ class Trainer:
         self.config, self.train, self.val, self.run_dir = config, train, val, run_dir
         self.ranks = ranks or Ranks()
         self.share = _share_of_a_part(config, self.ranks.world)
-        self.steps_per_epoch = _steps_per_epoch(config, len(train))
+        pairs = len(train) if config.data.captions == "all" else len(train.videos)
+        self.steps_per_epoch = _steps_per_epoch(config, pairs)
         self.total_steps = self.steps_per_epoch * int(config.train.epochs)
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, int(config.train.max_steps))
@@ -147,6 +153,8 @@ class Trainer:
         self.model = model.to(self.device)
         named = [(official_name(name), parameter) for name, parameter in model.named_parameters()]
         freeze_parameters(named, config.towers.freeze_layer_num, config.towers.freeze_with_3d_patch)
+        if config.data.features is not None:
+            freeze_towers(named)
         undecayed = {official_name(name) for name in undecayed_parameters(model)}
         planned = config.optim.schedule_epochs
         schedule_steps = self.steps_per_epoch * planned if planned else self.total_steps
@@ -176,6 +184,7 @@ class Trainer:
                 )
                 record = {**versions(), "data": self.fingerprints}
                 write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
+                record_training(self.run_dir, self.train, self.model.origin.trained_on)
         else:
             self._check_same_run(saved)
             if self.ranks.first:
@@ -189,8 +198,8 @@ class Trainer:
 
     def run(self, store: FrameStore | None, progress: bool) -> None:
         """All steps that are left."""
-        clips = ClipDataset(self.train, self.config, store=store, image_size=self.model.image_size)
-        if self.config.data.preload:
+        clips = open_clips(self.model, self.train, self.config, store, training=True)
+        if self.config.data.preload and isinstance(clips, ClipDataset):
             clips.store = store or preload(clips, progress)
             if self.ranks.first:
                 self.val_store = self._preload_val(progress)
@@ -226,7 +235,8 @@ class Trainer:
         Raises:
             TrainingError: its stamp or record is damaged.
         """
-        self.model.origin = Origin(str(self.checkpoints.last), run=self.config)
+        trained_on = read_training(self.run_dir)
+        self.model.origin = Origin(str(self.checkpoints.last), run=self.config, trained_on=trained_on)
         broken = {video: why for of in self.ranks.collect(self.broken) for video, why in of.items()}
         result = None
         if self.ranks.first:
@@ -248,12 +258,11 @@ class Trainer:
             )
         return f"{when}: {lost}; {kept}"
 
-    def _epoch_batches(self, clips: ClipDataset) -> Iterator[list[Batch | None]]:
+    def _epoch_batches(self, clips: Clips) -> Iterator[list[Batch | None]]:
         """The steps that are left of this epoch, each as its parts: `train.accumulate` of them, and of each
         part this process's share, None where nothing of it can be read."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        groups = self.train.groups if self.config.data.group_batches else None
-        order = epoch_order(len(self.train), self.config.seed, epoch, groups)
+        order = training_order(self.train, self.config, epoch)
         batch_size, parts = self.config.train.batch_size, self.config.train.accumulate
         rest = np.array(order[done * batch_size : self.steps_per_epoch * batch_size])
         own = rest.reshape(-1, self.ranks.world, self.share)[:, self.ranks.rank].ravel().tolist()

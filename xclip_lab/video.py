@@ -1,22 +1,20 @@
-"""Video files: what is in them, which frames to take, their pixels. decord, or PyAV where it cannot.
+"""Videos: which frames to take, their pixels. decord, or PyAV where it cannot; Pillow for folders of frames.
 
-decord is built for few platforms; where it is not installed PyAV reads everything.
+decord is built for few platforms; where it is not installed PyAV reads every file.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import av
 import numpy as np
-from av.stream import Disposition
 
-from xclip_lab import sampling
+from xclip_lab import frame_folder, sampling
+from xclip_lab.container import VideoInfo, open_container, probe, reason
 from xclip_lab.errors import VideoError
 
 try:
@@ -26,16 +24,12 @@ except ImportError:
 else:
     decord.logging.set_level(decord.logging.QUIET)
 
-Decoder = Literal["decord", "pyav"]
+__all__ = ["Decoder", "Sampler", "VideoFrames", "VideoInfo", "frame_indices", "iterate_frames", "probe"]
+__all__ += ["read_frames", "read_frames_and_decoder"]
+
+Decoder = Literal["decord", "pyav", "frames"]
 Sampler = Literal["official", "clip2video", "glscl", "uniform"]
 
-# Demuxers that make "video" of what is none: pictures, text art, lists of other files.
-_NOT_VIDEO = ("_pipe", "image2", "tty", "concat", "hls", "dash")
-# Where decord's seeking lands on the right frame; elsewhere it hands out another one and says nothing.
-_DECORD_SEEKS = ("mp4", "matroska")
-# A file whose last frame ends this much before the length that the container declares was cut off. Declared
-# lengths are rounded, and the sound may run on a little.
-_MISSING_SECONDS = 0.5
 _CLOCK_ERROR = 1e-4
 
 
@@ -44,53 +38,6 @@ class VideoFrames(NamedTuple):
 
     frames: np.ndarray
     timestamps: np.ndarray
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file says of its video.
-
-    Attributes:
-        frame_count: frames that can be shown. fps: the mean rate, frames a second. duration: seconds.
-        width, height: pixels as displayed (after rotation). rotation: degrees counter-clockwise that a player
-            turns the stored picture by. codec: FFmpeg's name.
-        timestamps: float64 `[F]`, seconds from the first frame.
-    """
-
-    path: Path
-    frame_count: int
-    fps: float
-    duration: float
-    width: int
-    height: int
-    rotation: int
-    codec: str
-    timestamps: np.ndarray = field(repr=False)
-    _stream: int = field(repr=False)
-    _clock_start: float | None = field(repr=False)
-    _keys: np.ndarray = field(repr=False)
-    _decord_fits: bool = field(repr=False)
-
-
-def probe(path: str | Path) -> VideoInfo:
-    """Describe a video without decoding more than its first frame.
-
-    Raises:
-        VideoError: no such file, not a video, without a frame, or shorter than it says it is.
-    """
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise VideoError(f"{path}: no such file")
-        if not path.is_file():
-            raise VideoError(f"{path}: not a file")
-        if path.stat().st_size == 0:
-            raise VideoError(f"{path}: the file is empty (0 bytes)")
-        return _scan(path)
-    except VideoError:
-        raise
-    except Exception as error:  # FFmpeg's errors derive from half a dozen built-in ones
-        raise VideoError(f"{path}: PyAV: {_reason(error)}") from error
 
 
 def frame_indices(
@@ -107,7 +54,8 @@ def frame_indices(
     `official` is CLIP4Clip's and X-CLIP's, `glscl` and `clip2video` are those families' (see
     `sampling.official_indices` and so on); `slice_positions` cuts what they give (GLSCL and CLIP2Video always
     evenly: `slice_framepos` 2). `uniform` takes frames evenly in time. `start` and `end` in seconds. Empty
-    where the stretch holds no frame. `clip2video` may name a frame twice.
+    where the stretch holds no frame. `clip2video` may name a frame twice; a folder's frames are to it
+    those that CLIP2Video wrote.
 
     Raises:
         ValueError: another sampler or `slice_framepos`, or the sampler cannot serve such a frame rate,
@@ -120,7 +68,9 @@ def frame_indices(
     elif sampler == "glscl":
         sampled = sampling.glscl_indices(info.frame_count, info.fps, feature_framerate, start, end)
     elif sampler == "clip2video":
-        sampled = sampling.clip2video_indices(info.timestamps, info.duration, feature_framerate, start, end)
+        sampled = sampling.clip2video_indices(
+            info.timestamps, info.duration, feature_framerate, start, end, in_folder=bool(info.files)
+        )
     else:
         names = ", ".join(repr(name) for name in get_args(Sampler))
         raise ValueError(f"sampler {sampler!r} is not one of {names}")
@@ -139,7 +89,7 @@ def read_frames(
     """Decode frames, upright, as RGB.
 
     Args:
-        path: the video file.
+        path: the video file, or a folder of frames.
         indices: which frames, in any order, repeats allowed; None for every frame.
         start, end: with `indices` None, only frames that begin in `[start, end)` seconds.
         info: what `probe` returned for this file, to spare the second look.
@@ -172,25 +122,66 @@ def read_frames_and_decoder(
         )
     if len(wanted) == 0:
         return VideoFrames(np.zeros((0, info.height, info.width, 3), np.uint8), np.zeros(0)), "pyav"
+    _check_memory(info, len(wanted))
     frames, decoder = _decode(info, wanted, verify)
     return VideoFrames(frames, info.timestamps[wanted]), decoder
 
 
+def iterate_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames one by one as uint8 `[H, W, 3]`, with their indices, in the order of time, each once.
+
+    However many there are, few are in memory.
+
+    Raises (while iterating):
+        VideoError: as `read_frames`.
+    """
+    wanted = np.unique(np.asarray(indices, dtype=np.int64))
+    if info.files:
+        for index in wanted.tolist():
+            yield index, frame_folder.read([info.files[index]], (info.height, info.width))[0]
+        return
+    try:
+        yield from _upright_frames(info, wanted)
+    except Exception as error:
+        raise VideoError(f"{info.path}: PyAV: {reason(error)}") from error
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, None where the system does not tell."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(
+                (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None
+            )
+    except OSError:
+        return None
+
+
+def _check_memory(info: VideoInfo, count: int) -> None:
+    """Better an error than a process that the system kills: a file's header may speak of any size."""
+    needed, free = count * info.height * info.width * 3, available_memory()
+    if free is not None and needed > free:
+        raise VideoError(
+            f"{info.path}: {count} frames of {info.width} x {info.height} pixels need "
+            f"{needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; read fewer at a time"
+        )
+
+
 def _decode(info: VideoInfo, wanted: np.ndarray, verify: bool) -> tuple[np.ndarray, Decoder]:
+    if info.files:
+        return frame_folder.read([info.files[i] for i in wanted], (info.height, info.width)), "frames"
     refused = "decord: not installed" if decord is None else "decord: cannot place this file's frames"
     if decord is not None and info._decord_fits:
+        if verify:  # before decord sees the file, which speaks to the terminal of what it finds
+            _verify(info, wanted)
         try:
-            frames = _decode_decord(info, wanted)
+            return _decode_decord(info, wanted), "decord"
         except Exception as error:  # decord raises bare RuntimeErrors and its own
-            refused = f"decord: {_reason(error)}"
-        else:
-            if verify:
-                _verify(info, wanted)
-            return frames, "decord"
+            refused = f"decord: {reason(error)}"
     try:
         return _decode_pyav(info, wanted), "pyav"
     except Exception as error:
-        raise VideoError(f"{info.path}: {refused}; PyAV: {_reason(error)}") from error
+        raise VideoError(f"{info.path}: {refused}; PyAV: {reason(error)}") from error
 
 
 def _decode_decord(info: VideoInfo, wanted: np.ndarray) -> np.ndarray:
@@ -209,7 +200,7 @@ def _verify(info: VideoInfo, wanted: np.ndarray) -> None:
         for _ in _pyav_frames(info, wanted):
             pass
     except Exception as error:
-        raise VideoError(f"{info.path}: decord conceals damage; PyAV: {_reason(error)}") from error
+        raise VideoError(f"{info.path}: PyAV: {reason(error)} (decord would conceal it)") from error
 
 
 def _decode_pyav(info: VideoInfo, wanted: np.ndarray) -> np.ndarray:
@@ -217,18 +208,25 @@ def _decode_pyav(info: VideoInfo, wanted: np.ndarray) -> np.ndarray:
     for place, index in enumerate(wanted.tolist()):
         places.setdefault(index, []).append(place)
     frames = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
+    for index, pixels in _upright_frames(info, wanted):
+        frames[places[index]] = pixels
+    return frames
+
+
+def _upright_frames(info: VideoInfo, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Wanted frames in the order of time, each once, as uint8 `[H, W, 3]` RGB."""
     quarter_turns = info.rotation // 90
     width, height = (info.height, info.width) if quarter_turns % 2 else (info.width, info.height)
+    needed = set(wanted.tolist())
     for index, frame in _pyav_frames(info, wanted):
-        if index in places:
+        if index in needed:
             pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-            frames[places[index]] = np.rot90(pixels, quarter_turns)
-    return frames
+            yield index, np.rot90(pixels[:, ::-1] if info._mirrored else pixels, quarter_turns)
 
 
 def _pyav_frames(info: VideoInfo, wanted: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
     """All wanted frames, and those that they refer to, with their indices and undamaged; else VideoError."""
-    with _open(info.path) as container:
+    with open_container(info.path) as container:
         for first, last in _stretches(info, wanted):
             reached = first
             for index, frame in _run(info, container, first):
@@ -249,7 +247,7 @@ def _pyav_frames(info: VideoInfo, wanted: np.ndarray) -> Iterator[tuple[int, av.
 def _from_the_start(info: VideoInfo, first: int, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames `first` to `last` without seeking, for files whose seeking leads past them."""
     count = 0
-    with _open(info.path) as container:
+    with open_container(info.path) as container:
         for index, frame in _run(info, container, 0):
             if frame.is_corrupt:
                 raise VideoError(f"frame {index} is damaged")
@@ -286,121 +284,3 @@ def _run(
     for frame in container.decode(stream):
         seconds = (frame.time or 0.0) - start
         yield int(np.searchsorted(info.timestamps, seconds - _CLOCK_ERROR)), frame
-
-
-def _open(path: Path) -> av.container.InputContainer:
-    # An absolute path, or FFmpeg would take what stands before a colon in a file's name for a protocol.
-    container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"})
-    for stream in container.streams.video:
-        if stream.codec_context is not None:
-            # Not by the number of cores: FFmpeg's VP8 reports damage only where it runs more than one thread.
-            stream.codec_context.thread_count = 2
-    return container
-
-
-def _scan(path: Path) -> VideoInfo:
-    """Read every packet's header: the one way to a frame count and times that holds for every container."""
-    with _open(path) as container:
-        if any(name.endswith(_NOT_VIDEO) for name in container.format.name.split(",")):
-            raise VideoError(f"{path}: PyAV: not a video ({container.format.long_name})")
-        stream = _video_stream(container)
-        if stream is None:
-            raise VideoError(f"{path}: PyAV: no video stream in it (sound or cover art only)")
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        shown = [packet for packet in packets if not (packet.is_discard or _is_hidden(packet, stream))]
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        times = np.sort([float(packet.pts * packet.time_base) for packet in shown if packet.pts is not None])
-        # AVI has no clock: its frames follow each other evenly, and what is read as times there is a guess.
-        clocked = (
-            "avi" not in container.format.name and len(times) == len(shown) > 0 and (np.diff(times) > 0).all()
-        )
-        timestamps = times - times[0] if clocked else np.arange(len(shown)) / (fps or 1.0)
-        tail = float((shown[-1].duration or 0) * shown[-1].time_base) if shown else 0.0
-        duration = (float(timestamps[-1]) if len(timestamps) else 0.0) + (tail or (1 / fps if fps else 0.0))
-        if stream.frames > len(packets):
-            raise VideoError(f"{path}: PyAV: cut off: {len(packets)} of {stream.frames} frames are there")
-        if not shown:
-            raise VideoError(f"{path}: PyAV: no frame in it")
-        declared = _declared_seconds(container, stream)
-        if (
-            declared is not None
-            and (float(times[0]) if clocked else 0.0) + duration < declared - _MISSING_SECONDS
-        ):
-            raise VideoError(f"{path}: PyAV: cut off: {duration:.2f} of {declared:.2f} seconds are there")
-        key_packets = [packet for packet in shown if clocked and packet.is_keyframe]
-        key_times = [float((packet.pts or 0) * packet.time_base) for packet in key_packets]
-        keys = np.union1d([0], np.searchsorted(times, key_times)).astype(int)
-        decord_fits = (
-            len(shown) == len(packets)
-            and any(name in container.format.name for name in _DECORD_SEEKS)
-            and not _has_open_groups(packets)
-        )
-        codec, index = stream.codec_context.codec.canonical_name, container.streams.video.index(stream)
-    rotation, width, height = _geometry(path, index)
-    return VideoInfo(
-        path=path,
-        frame_count=len(shown),
-        fps=fps or len(shown) / duration,
-        duration=duration,
-        width=width,
-        height=height,
-        rotation=rotation,
-        codec=codec,
-        timestamps=timestamps,
-        _stream=index,
-        _clock_start=float(times[0]) if clocked else None,
-        _keys=keys,
-        _decord_fits=decord_fits,
-    )
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The stream that a player would show; a cover picture is none."""
-    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    best = container.streams.best("video")
-    return next((stream for stream in moving if stream is best), moving[0] if moving else None)
-
-
-def _is_hidden(packet: av.Packet, stream: av.VideoStream) -> bool:
-    """VP8's alternate reference frames are never shown; a bit of their first byte says so."""
-    return stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
-
-
-def _has_open_groups(packets: list[av.Packet]) -> bool:
-    """Whether frames that follow a key frame in the file are shown before it; decord then seeks wrongly."""
-    key = None
-    for packet in packets:
-        if packet.is_keyframe:
-            key = packet.pts
-        elif key is not None and packet.pts is not None and packet.pts < key:
-            return True
-    return False
-
-
-def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """The end of the video stream as Matroska and WebM note it; other containers count their frames."""
-    if "matroska" not in container.format.name:
-        return None
-    if "DURATION" in stream.metadata:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    alone = len(container.streams) == 1
-    return container.duration / av.time_base if alone and container.duration else None
-
-
-def _geometry(path: Path, stream: int) -> tuple[int, int, int]:
-    """Rotation in degrees counter-clockwise, then width and height after it, as the first frame has them."""
-    with _open(path) as container:
-        frame = next(container.decode(container.streams.video[stream]), None)
-    if frame is None:
-        raise VideoError(f"{path}: PyAV: not one frame can be decoded")
-    rotation = round(frame.rotation / 90) * 90 % 360
-    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
-    return rotation, width, height
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line, without the addresses and source lines that decord adds."""
-    lines = str(error).strip().splitlines()
-    text = re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0]) if lines else ""
-    return re.sub(r"\[[\d:]+\] \S+/(\S+?): ", "", text) or type(error).__name__

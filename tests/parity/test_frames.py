@@ -86,6 +86,29 @@ def test_clip2video_sampler():
     assert_all_match(golden("eval", "frames_clip2video.json"), ours)
 
 
+@needs_golden("frames_clip2video.json")
+def test_clip2video_jitters_its_training_frames():
+    """Its training frames, number for number from the same random state."""
+
+    def positions(case):
+        files = sampling.strided_positions(case["n_files"], case["feature_framerate"])
+        return files, sampling.slice_positions(len(files), case["max_frames"], 2)
+
+    def ours(case):
+        files, places = positions(case)
+        moved = sampling.jitter_positions(places, np.random.RandomState(case["np_seed"]))
+        return [files[place] for place in moved]
+
+    cases = golden("train", "frames_clip2video.json")
+    assert_all_match(cases, ours)
+    moved = [case for case in cases if [positions(case)[0][p] for p in positions(case)[1]] != case["indices"]]
+    assert len(moved) > 20
+    for case in moved:
+        places = sampling.jitter_positions(positions(case)[1], np.random.default_rng(case["np_seed"]))
+        assert places == sorted(set(places))
+        assert (places[0], places[-1]) == (0, len(positions(case)[0]) - 1)
+
+
 def test_slice_table():
     for case in golden("slice_table"):
         positions = sampling.slice_positions(case["extracted"], case["max_frames"], case["slice_framepos"])

@@ -214,7 +214,8 @@ def scripted(values):
 @pytest.mark.parametrize(("select", "best"), [("t2v/R@1", 2), ("t2v/MdR", 3)])
 def test_validation_selects(tmp_path, monkeypatch, select, best):
     monkeypatch.setattr(train, "evaluate", scripted([20.0, 40.0, 10.0, 40.0]))
-    result = train_tiny(tmp_path, {"train.epochs": 4, "train.select": select}, val=tiny_dataset(4, "val"))
+    overrides = {"train.epochs": 4, "train.select": select, "data.allow_overlap": 4}
+    result = train_tiny(tmp_path, overrides, val=tiny_dataset(4, "val"))
     assert result.stamp["epoch"] == best
     assert result.stamp["step"] == 5 * best
     assert result.stamp["selection_split"] == "val"

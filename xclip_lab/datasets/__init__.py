@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xclip_lab.datasets import folder, synthetic  # noqa: F401  (each enters itself into the registry)
+from xclip_lab.datasets import (  # noqa: F401  (each enters itself into the registry)
+    activitynet,
+    didemo,
+    folder,
+    lsmdc,
+    msrvtt,
+    msvd,
+    synthetic,
+    vatex,
+)
 from xclip_lab.datasets.base import DATASETS, Family, Sample, Source, VideoTextDataset
 from xclip_lab.errors import DatasetError
 

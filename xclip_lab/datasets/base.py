@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -60,6 +60,7 @@ class VideoTextDataset:
         text_to_video: `[T]`, for each caption the row of its video in `videos`.
         groups: `[T]`, captions that differ in one respect only share a number (generated clips), else None.
         undivided: every split of it has all samples: nobody has said which are for testing.
+        without_text: videos that the split lists and that have no caption: they are not in `videos`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class VideoTextDataset:
     protocol: str | None = None
     groups: np.ndarray | None = None
     undivided: bool = False
+    without_text: tuple[str, ...] = ()
     videos: list[str] = field(init=False)
     text_to_video: np.ndarray = field(init=False)
 
@@ -89,11 +91,32 @@ class VideoTextDataset:
         return list(first.values())
 
 
+def one_caption_each(
+    dataset: VideoTextDataset, below: Callable[[int], int], videos: Sequence[str] | None = None
+) -> list[int]:
+    """One caption drawn for each video: the official training without `expand_sentences`.
+
+    Args:
+        below: draws a whole number of `[0, n)` for a given n: `random.Random(seed).randrange` draws as the
+            official code does, `lambda n: int(generator.integers(n))` does as well.
+        videos: which videos and in what order they are drawn for, None for all as they stand in `videos`.
+
+    Returns:
+        Rows of `samples`, one a video.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, sample in enumerate(dataset.samples):
+        rows.setdefault(sample.video_id, []).append(row)
+    chosen = [rows[video] for video in (dataset.videos if videos is None else videos)]
+    return [captions[below(len(captions))] for captions in chosen]
+
+
 @dataclass(frozen=True)
 class Known:
-    """How many videos and captions the official files of a split list; None where that is not known."""
+    """How many videos with captions, and how many captions, a split has where its files are complete; None
+    where that is not known."""
 
-    videos: int
+    videos: int | None
     captions: int | None
 
 
@@ -105,11 +128,13 @@ class Protocol:
         splits: what is known of each split that it has, in the order train, val, test.
         files: the annotation files of each split, relative to `root`.
         aliases: other names that it goes by.
+        lacks: why it lacks a split, where that wants a word.
     """
 
     splits: dict[str, Known]
     files: dict[str, tuple[str, ...]]
     aliases: tuple[str, ...] = ()
+    lacks: str = ""
 
 
 PROTOCOLS: dict[str, dict[str, Protocol]] = {}

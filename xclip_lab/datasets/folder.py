@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.reading import read_rows, read_text
 from xclip_lab.errors import DatasetError
 
 _SUFFIXES = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 CAPTIONS_JSON = "captions.json"
-_REQUIRED = ("video", "caption")
 _SPLITS = ("train", "val", "test")
 _SHOWN = 5
 
@@ -42,14 +39,15 @@ def folder(source: Source) -> VideoTextDataset:
         raise DatasetError(f"dataset 'folder': no split {split!r} (there are {', '.join(_SPLITS)})")
     if protocol is not None:
         raise DatasetError(f"dataset 'folder' has no protocols, {protocol!r} was asked for")
-    samples = _samples(root, split)
+    samples, undivided = _samples(root, split)
     if not samples:
         raise DatasetError(f"{root}: no sample of split {split!r} in it")
     _check_files(root, samples)
-    return VideoTextDataset(name="folder", split=split, root=root, samples=samples)
+    return VideoTextDataset(name="folder", split=split, root=root, samples=samples, undivided=undivided)
 
 
-def _samples(root: Path, split: str) -> list[Sample]:
+def _samples(root: Path, split: str) -> tuple[list[Sample], bool]:
+    """The samples, and whether every split has all of them."""
     if root.is_file():
         if root.suffix.lower() != ".csv":
             raise DatasetError(f"{root}: not a folder and not a CSV file; set data.root to one of these")
@@ -61,8 +59,8 @@ def _samples(root: Path, split: str) -> list[Sample]:
     if tables:
         return _from_csv(tables[0], split)
     if (root / CAPTIONS_JSON).is_file():
-        return _from_json(root / CAPTIONS_JSON)
-    return _from_files(root)
+        return _from_json(root / CAPTIONS_JSON), True
+    return _from_files(root), True
 
 
 def _from_files(root: Path) -> list[Sample]:
@@ -97,7 +95,7 @@ def name_in_words(stem: str) -> str:
 
 def _from_json(path: Path) -> list[Sample]:
     try:
-        entries = json.loads(_text(path))
+        entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}: not valid JSON ({error})") from error
     samples = []
@@ -125,72 +123,25 @@ def _normal(name: str) -> str:
     return Path(name).as_posix()
 
 
-def _from_csv(path: Path, split: str) -> list[Sample]:
+def _from_csv(path: Path, split: str) -> tuple[list[Sample], bool]:
     samples = []
-    for where, row in _rows(path):
+    undivided = True
+    for where, row in read_rows(path, ("video", "caption"), "video,caption[,start,end,split]"):
         name, caption = row["video"].strip(), row["caption"].strip()
         if not name or not caption:
             raise DatasetError(f"{where}: the {'video' if not name else 'caption'} is empty")
         name = _normal(name)
-        if "split" in row and row["split"].strip() not in _SPLITS:
+        undivided = "split" not in row
+        if not undivided and row["split"].strip() not in _SPLITS:
             raise DatasetError(f"{where}: split {row['split']!r} is not one of {', '.join(_SPLITS)}")
-        if "split" in row and row["split"].strip() != split:
+        if not undivided and row["split"].strip() != split:
             continue
         start, end = (_seconds(row.get(key, ""), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             raise DatasetError(f"{where}: end {end:g} s is not after start {start or 0.0:g} s")
         video_id = name if start is None and end is None else f"{name}[{_clock(start)}-{_clock(end)}]"
         samples.append(Sample(video_id, caption, start, end, path.parent / name))
-    return samples
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file by column, each with the place that an error message names."""
-    # Not `str.splitlines`, which also breaks lines at characters that captions may hold, such as U+2028.
-    # `strict`: a quote that is never closed would take all rows after it for one caption.
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    columns: list[str] = []
-    try:
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not columns:
-                columns = _columns(path, cells)
-            elif len(cells) != len(columns):
-                raise DatasetError(
-                    f"{where}: {len(cells)} columns, not {len(columns)}; put a caption with a comma in quotes"
-                )
-            else:
-                yield where, dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
-        if "field larger" in str(error):
-            raise DatasetError(
-                f"{path}, line {reader.line_num}: a field longer than {csv.field_size_limit()} characters; "
-                "a quote that is never closed makes one"
-            ) from error
-        raise DatasetError(
-            f"{path}, line {reader.line_num}: not valid CSV ({error}); a quoted caption ends with a quote "
-            "before the comma, and a quote inside it is doubled"
-        ) from error
-    if not columns:
-        _columns(path, [])
-
-
-def _columns(path: Path, cells: list[str]) -> list[str]:
-    columns = [name.strip().lower() for name in cells]
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing:
-        other = next((mark for mark in (";", "\t") if len(cells) == 1 and mark in cells[0]), None)
-        hint = f"; its columns are separated by {other!r}, save it with commas" if other else ""
-        raise DatasetError(
-            f"{path}: no column {' and no column '.join(map(repr, missing))} in its first line; found "
-            f"{', '.join(map(repr, columns)) or 'nothing'}, expected video,caption[,start,end,split]{hint}"
-        )
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice:
-        raise DatasetError(f"{path}: two columns {twice!r} in its first line; rename or remove one")
-    return columns
+    return samples, undivided
 
 
 def _seconds(text: str, key: str, where: str) -> float | None:
@@ -219,13 +170,4 @@ def _check_files(root: Path, samples: list[Sample]) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in _text(path).split("\n") if line.strip()]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]

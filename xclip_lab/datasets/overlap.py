@@ -1,0 +1,70 @@
+"""Videos that two splits share: by id, and by the content of their files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xclip_lab.datasets.base import Sample, VideoTextDataset
+
+
+class Overlap(NamedTuple):
+    """What the second of two splits shares with the first: videos by `ids`, and `twins`, which have the same
+    content under another id: theirs, and the one in the first split."""
+
+    ids: list[str]
+    twins: dict[str, str]
+
+    @property
+    def total(self) -> int:
+        return len(self.ids) + len(self.twins)
+
+    def __str__(self) -> str:
+        names = [*self.ids, *(f"{video} (the file of {twin})" for video, twin in self.twins.items())]
+        return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def overlap(
+    one: VideoTextDataset, other: VideoTextDataset, contents: Mapping[Path, Any] | None = None
+) -> Overlap:
+    """The videos of `other` that are in `one` too. Stretches of a file that do not meet are different videos.
+
+    Args:
+        contents: of each file that may have a twin what its content is told by; None reads them here and now.
+    """
+    if contents is None:
+        paths = {s.path for dataset in (one, other) for s in dataset.video_samples() if s.path is not None}
+        contents = {path: digest(path) for path in of_equal_size(paths)}
+    ids = set(one.videos) & set(other.videos)
+    mine: dict[Any, list[Sample]] = {}
+    for sample in one.video_samples():
+        mine.setdefault(contents.get(sample.path, sample.path), []).append(sample)  # type: ignore[arg-type]
+    twins: dict[str, str] = {}
+    for sample in other.video_samples():
+        if sample.path is not None and sample.video_id not in ids:
+            alike = mine.get(contents.get(sample.path, sample.path), [])
+            twin = next((twin.video_id for twin in alike if _meet(sample, twin)), None)
+            twins |= {} if twin is None else {sample.video_id: twin}
+    return Overlap([video for video in other.videos if video in ids], twins)
+
+
+def of_equal_size(paths: Iterable[Path]) -> list[Path]:
+    """The files that may have the same content as another one."""
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    shared = Counter(sizes.values())
+    return [path for path, size in sizes.items() if size and shared[size] > 1]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _meet(one: Sample, other: Sample) -> bool:
+    start = max(one.start or 0.0, other.start or 0.0)
+    return start < min(one.end or math.inf, other.end or math.inf)

@@ -1,0 +1,101 @@
+"""Decode every video of a dataset once, before any run needs it: `xclip-lab data prepare`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from xclip_lab.clips import load_frames, tower_image_size
+from xclip_lab.config import RunConfig
+from xclip_lab.datasets import Sample, VideoTextDataset
+from xclip_lab.errors import DatasetError, VideoError
+from xclip_lab.store import ClipStore
+from xclip_lab.workers import watched
+
+TIMEOUT_S = 300.0
+"""Seconds after which a decoder counts as stuck with a video."""
+
+
+@dataclass
+class Prepared:
+    """What `prepare` did: clips decoded now and found already there, their bytes on disk, and the videos that
+    cannot be read, with the reason."""
+
+    decoded: int = 0
+    found: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        kept = self.decoded + self.found
+        a_clip = f", {self.bytes / kept / 1024:,.0f} KiB a clip" if kept else ""
+        lines = [
+            f"{self.decoded} clips decoded in {self.seconds:.0f} s, {self.found} were there already",
+            f"{self.bytes / 2**20:,.1f} MiB on disk{a_clip}",
+        ]
+        if self.failed:
+            lines.append(f"{len(self.failed)} videos cannot be read:")
+            lines += [f"  {video}: {reason}" for video, reason in self.failed.items()]
+        return "\n".join(lines)
+
+
+def prepare(
+    datasets: Iterable[VideoTextDataset],
+    config: RunConfig,
+    workers: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    progress: bool = True,
+) -> Prepared:
+    """Fill `config.data.store` with the frames of all videos of some splits, each decoded once.
+
+    Stopped at any moment it loses nothing: the same call goes on with what is missing.
+
+    Args:
+        workers: processes that decode, None for `config.data.workers`; 0 decodes in this one.
+        timeout_s: seconds after which a decoder is stopped and its video counted as unreadable.
+
+    Raises:
+        DatasetError: the store cannot be written.
+    """
+    began = time.monotonic()
+    # A clip is its video and its stretch: however many captions it has, and in how many splits.
+    samples = {(s.path, s.start, s.end): s for dataset in datasets for s in dataset.samples}
+    jobs = [(sample, config) for sample in samples.values()]
+    report = Prepared()
+    outcomes = watched(_keep, jobs, config.data.workers if workers is None else workers, timeout_s)
+    for number, outcome in tqdm(
+        outcomes, "decode", total=len(jobs), unit="video", disable=not progress, smoothing=0.05
+    ):
+        sample = jobs[number][0]
+        if isinstance(outcome.value, DatasetError):
+            raise outcome.value
+        if outcome.error is not None:
+            report.failed[sample.video_id] = outcome.error
+            continue
+        decoded, size = outcome.value
+        report.decoded += decoded
+        report.found += not decoded
+        report.bytes += size
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _keep(job: tuple[Sample, RunConfig]) -> Any:
+    """Whether a clip was decoded now, and its bytes on disk; the error of a store that cannot be written."""
+    sample, config = job
+    if sample.path is None:
+        raise VideoError(f"video {sample.video_id!r} has no file")
+    size = tower_image_size(config)
+    store = ClipStore(config.data, config.max_frames, size)
+    if store.read(sample) is not None:
+        return False, store.path(sample).stat().st_size
+    frames = load_frames(sample, config, size)
+    try:
+        return True, store.write(sample, frames).stat().st_size
+    except DatasetError as error:
+        return error
