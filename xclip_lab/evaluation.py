@@ -69,8 +69,7 @@ def evaluate(
     """
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
-    trained_split = model.origin.run.data.train_split if model.origin.run else None
-    seen = check_evaluation(model.origin.trained_on, dataset, trained_split, int(config.data.allow_overlap))
+    seen = check_evaluation(model.origin.trained_on, dataset, int(config.data.allow_overlap))
     bank = _query_bank(dataset, config, bank) if settings.rerank == "qb_norm" else None
     check_vocabulary(model.clip.token_embedding.num_embeddings)
     encoded = encode(model, dataset, config, store, progress)

@@ -15,8 +15,8 @@ from xclip_lab.result import Result
 TRAINED_ON = "train_videos.json"
 _ALIKE = ("dataset", "protocol", "split", "dataset_fingerprint")
 
-TrainedOn = Mapping[str, frozenset[str]]
-"""Of each dataset the ids of the videos that a model was trained on."""
+TrainedOn = Mapping[str, Mapping[str, list[str]]]
+"""Of each dataset and split the ids of the videos that a model was trained on."""
 
 
 def check_training(train: VideoTextDataset, others: Iterable[VideoTextDataset], allowed: int = 0) -> None:
@@ -45,13 +45,12 @@ def check_training(train: VideoTextDataset, others: Iterable[VideoTextDataset], 
             print(f"attention: {told} are in {where} too; this says nothing about unseen videos")
 
 
-def check_evaluation(
-    trained_on: TrainedOn | None, dataset: VideoTextDataset, trained_split: str | None, allowed: int = 0
-) -> int | None:
+def check_evaluation(trained_on: TrainedOn | None, dataset: VideoTextDataset, allowed: int = 0) -> int | None:
     """How many videos of a split the model was trained on; None where that is not known.
 
+    To evaluate the very split that it was trained on is no mistake: nothing is refused then.
+
     Args:
-        trained_split: the split that it was trained on; to evaluate that very one is no mistake.
         allowed: as in `check_training`.
 
     Raises:
@@ -59,9 +58,10 @@ def check_evaluation(
     """
     if trained_on is None:
         return None
-    seen = trained_on.get(dataset.name, frozenset())
+    splits = trained_on.get(dataset.name, {})
+    seen = set().union(*splits.values())
     shared = [video for video in dataset.videos if video in seen]
-    if len(shared) > allowed and dataset.split != trained_split and not dataset.undivided:
+    if len(shared) > allowed and dataset.split not in splits and not dataset.undivided:
         more = ", ..." if len(shared) > 5 else ""
         raise DatasetError(
             f"the model was trained on {len(shared)} of the {len(dataset.videos)} videos of "
@@ -96,9 +96,10 @@ def check_comparable(results: Mapping[str, Result]) -> None:
 
 def record_training(run_dir: Path, train: VideoTextDataset, before: TrainedOn | None) -> None:
     """Note in a run folder what its model is trained on, with what it was trained on `before`."""
-    ids = {name: set(videos) for name, videos in (before or {}).items()}
-    ids.setdefault(train.name, set()).update(train.videos)
-    write_text(run_dir / TRAINED_ON, json.dumps({name: sorted(videos) for name, videos in ids.items()}))
+    trained_on = {name: dict(splits) for name, splits in (before or {}).items()}
+    splits = trained_on.setdefault(train.name, {})
+    splits[train.split] = sorted({*splits.get(train.split, ()), *train.videos})
+    write_text(run_dir / TRAINED_ON, json.dumps(trained_on))
 
 
 def read_training(run_dir: Path | None) -> TrainedOn | None:
@@ -111,7 +112,7 @@ def read_training(run_dir: Path | None) -> TrainedOn | None:
     if path is None or not path.is_file():
         return None
     try:
-        return {name: frozenset(videos) for name, videos in json.loads(path.read_text()).items()}
+        return {name: dict(splits) for name, splits in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged; without it nobody knows which videos the run was trained on"

@@ -33,15 +33,15 @@ class Origin:
         checkpoint: the file, or what is to be said of weights without one. selection_split: the split that
             chose the checkpoint, None where none did. run: the config it was trained with, if known: frames
             are sampled the same way unless told otherwise. dtypes: of the weights in an official file, by
-            their official names. trained_on: of each dataset the videos it was trained on, None where not
-            known.
+            their official names. trained_on: of each dataset and split the videos it was trained on, None
+            where not known.
     """
 
     checkpoint: str
     selection_split: str | None = None
     run: RunConfig | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
-    trained_on: Mapping[str, frozenset[str]] | None = None
+    trained_on: Mapping[str, Mapping[str, list[str]]] | None = None
 
 
 class RetrievalModel(nn.Module):

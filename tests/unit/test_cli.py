@@ -328,16 +328,6 @@ def test_quickstart_runs_its_notebook(tmp_path, monkeypatch, capsys):
     assert "other/00_quickstart.ipynb" in line
 
 
-def test_presets(capsys):
-    assert main(["presets"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:3] == ["preset", "dataset", "towers"]
-    rows = {line.split()[0]: line for line in lines[1:]}
-    assert "ViT-B-32-quickgelu" in rows["xclip-folder-b32"]
-    assert rows["xclip-folder-b32"].split()[-3:] == ["300", "5", "32/12"]
-    assert rows["xclip-folder-b16"].split()[-3:] == ["80", "5", "32/12"]
-
-
 def test_the_papers_presets_hold_the_papers_values():
     config = load_config("xclip-folder-b16")
     assert config.optim == load_config("xclip-folder-b32").optim

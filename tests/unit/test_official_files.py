@@ -161,16 +161,6 @@ def test_the_parts_that_the_preset_has_otherwise_are_listed(clips, tmp_path, cap
     assert "unexpected: emb_center, weight_center" in line
 
 
-def test_the_table_of_presets_names_the_family(capsys):
-    assert main(["presets"]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    column = header.index("family")
-    families = {line.split()[0]: line[column:].split()[0] for line in lines}
-    assert {preset: families[preset] for preset in PUBLISHED} == {
-        preset: preset.split("-")[0] for preset in PUBLISHED
-    }
-
-
 def test_without_out_each_file_has_a_folder_of_its_own(file, clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(evaluate(file, clips)) == 0
