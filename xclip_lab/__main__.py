@@ -237,6 +237,20 @@ def _parser() -> _Parser:
     check.add_argument(
         "--out", metavar="FILE", help="the JSON file; else runs/data_check/<dataset>-<protocol>.json"
     )
+    prepare = data.add_command(
+        "prepare",
+        commands.data_prepare,
+        "decode every video once, for all runs",
+        "The frames that a preset's runs look at go to the folder --store (data.store), where they all find "
+        f"them. Interrupted, the same command goes on. {_KEYS}",
+        overrides=True,
+        example="xclip-lab data prepare --preset xclip-msrvtt-b32 --store data/store\n"
+        "  xclip-lab train --preset xclip-msrvtt-b32 --data.store data/store",
+    )
+    prepare.add_argument("--preset", required=True, help="a name of `xclip-lab presets`, or a YAML file")
+    prepare.add_argument("--store", metavar="DIR", help="where the frames go (data.store)")
+    prepare.add_argument("--split", action="append", help="only this split; may be given several times")
+
     generate = data.add_command(
         "generate",
         commands.data_generate,
@@ -247,6 +261,22 @@ def _parser() -> _Parser:
         example="xclip-lab data generate --root data/generated/small --train_clips 200 --test_clips 50",
     )
     generate.add_argument("--root", metavar="DIR", help="where the clips go; else the quickstart's place")
+
+    embed = parser.add_command(
+        "embed",
+        commands.embed,
+        "store what the towers make of captions and frames, so that heads train in minutes",
+        "Of a run, a checkpoint or, with --preset, of towers as they come. Interrupted, the same command "
+        f"goes on. {_KEYS}",
+        overrides=True,
+        example="xclip-lab embed --preset xclip-msrvtt-b32 --out data/features/msrvtt\n"
+        "  xclip-lab train --preset xclip-msrvtt-b32 --data.features data/features/msrvtt",
+    )
+    embed.add_argument("run_or_checkpoint", nargs="?", metavar="RUN", help="a run folder or a checkpoint")
+    embed.add_argument("--preset", help="settings, and the towers where no RUN is named")
+    embed.add_argument("--out", metavar="DIR", required=True, help="where the features go")
+    embed.add_argument("--split", action="append", help="only this split; may be given several times")
+    embed.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of what is stored")
 
     runs = parser.add_command("runs", commands.runs, "list runs", example="xclip-lab runs")
     runs.add_argument("root", nargs="?", default="runs", metavar="ROOT", help="the folder of run folders")

@@ -192,6 +192,46 @@ def data_check(arguments: Namespace) -> None:
         raise DatasetError(report.closing)
 
 
+def data_prepare(arguments: Namespace) -> None:
+    """Decode the videos of a dataset once, into the store or into files."""
+    from xclip_lab import study
+    from xclip_lab.config import load_config
+    from xclip_lab.prepare import prepare
+
+    config = load_config(arguments.preset, _with(arguments, {"data.store": arguments.store}))
+    if config.data.store is None:
+        raise ConfigError("data.store names no folder; say where the frames go by --store DIR")
+    print(f"decoded frames go to {config.data.store}", flush=True)
+    report = prepare(study.open_splits(config, arguments.split), config)
+    print(report)
+    if report.failed:
+        raise DatasetError(
+            f"{len(report.failed)} videos cannot be read; the others are kept. xclip-lab data check says more"
+        )
+
+
+def embed(arguments: Namespace) -> None:
+    """Store what the towers make of captions and frames."""
+    from xclip_lab import study
+    from xclip_lab.checkpoint import find_model_file, run_folder_of
+    from xclip_lab.config import load_config
+    from xclip_lab.features import embed as store_features
+
+    trained = arguments.run_or_checkpoint
+    file = None if trained is None else find_model_file(trained)
+    folder = None if file is None else run_folder_of(file)
+    settings = arguments.preset or (folder and folder / "config.yaml")
+    if settings is None:
+        raise ConfigError("nothing to embed with: name a run folder or checkpoint, or a preset by --preset")
+    if file is not None:
+        _refuse_model_keys(arguments.overrides, file, official=False)
+    model, config = study.open_model(file, load_config(settings, arguments.overrides))
+    for dataset in study.open_splits(config, arguments.split):
+        place = store_features(model, dataset, config, arguments.out, arguments.precision)
+        print(f"{dataset.split}: {len(dataset)} captions, {len(dataset.videos)} videos in {place}")
+    print(f"next: train what follows the towers with --data.features {arguments.out}")
+
+
 def runs(arguments: Namespace) -> None:
     """A table of runs."""
     from xclip_lab.runs import list_runs

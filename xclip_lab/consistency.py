@@ -10,7 +10,7 @@ from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 
 if TYPE_CHECKING:
-    from xclip_lab.config import RunConfig
+    from xclip_lab.config import DataConfig, RunConfig
 
 CLIP_POSITIONS = 77
 """Positions of the text tower of every CLIP that open_clip knows by name."""
@@ -28,6 +28,20 @@ def refuse_head_as_agg_module(temporal: Any) -> None:
     agg_module = temporal.get("agg_module") if isinstance(temporal, Mapping) else None
     if agg_module in HEADS.names():
         raise ConfigError(f"temporal.agg_module: {agg_module} is a head here; set head.name={agg_module}")
+
+
+def _check_frames(data: DataConfig) -> None:
+    """What comes anew every epoch cannot be kept."""
+    kept = next((key for key in ("features", "store", "preload") if getattr(data, key)), None)
+    if kept is not None and data.frame_jitter:
+        raise ConfigError(
+            f"data.frame_jitter: training frames move every epoch, and data.{kept} keeps them; leave out one "
+            "of the two (folders of frames, by xclip-lab data prepare --to frames, are quick to read as well)"
+        )
+    if data.features is not None and data.augment != "none":
+        raise ConfigError(
+            "data.augment: stored features have no pixels; set it to none, or data.features=null"
+        )
 
 
 def check_together(config: RunConfig) -> None:
@@ -54,6 +68,7 @@ def check_together(config: RunConfig) -> None:
             f"train.accumulate: {train.accumulate} equal parts of train.batch_size {train.batch_size} "
             f"are not possible; a batch of {fits} is"
         )
+    _check_frames(config.data)
     if towers.precision == "fp16" and (config.optim.recipe == "modern" or train.precision == "bf16"):
         raise ConfigError(
             "towers.precision: fp16 is the official recipe's way; with optim.recipe=modern or "

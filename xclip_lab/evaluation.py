@@ -185,7 +185,10 @@ def _query_bank(
                 "found by its name; give evaluate(..., bank=) another split of it"
             )
         split = config.evaluation.query_bank or config.data.train_split
-        bank = load_dataset(dataset.name, split, dataset.root, dataset.protocol)
+        data = config.data
+        bank = load_dataset(
+            dataset.name, split, dataset.root, dataset.protocol, videos=data.videos, family=data.family
+        )
     shared = sorted(set(bank.videos) & set(dataset.videos))
     if shared:
         raise DatasetError(

@@ -13,18 +13,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torchvision.io import decode_jpeg
 
 from xclip_lab.atomic import TEMPORARY, sync
 from xclip_lab.config import DataConfig
@@ -84,11 +82,11 @@ class ClipStore:
                 timestamps = clip.get_tensor("timestamps")
                 if self.settings["store_format"] == "raw":
                     return Frames(clip.get_tensor("frames"), timestamps, decoder)
-                strip = decode_jpeg(clip.get_tensor("jpeg"))
-        except (OSError, SafetensorError, KeyError, RuntimeError):
+                strip = simplejpeg.decode_jpeg(clip.get_tensor("jpeg").numpy())
+        except (OSError, SafetensorError, KeyError, ValueError):
             return None
-        pixels = strip.view(3, -1, self.image_size, self.image_size).transpose(0, 1)
-        return Frames(pixels, timestamps, decoder)
+        frames = torch.from_numpy(strip).view(-1, self.image_size, self.image_size, 3)
+        return Frames(frames.permute(0, 3, 1, 2), timestamps, decoder)
 
     def write(self, sample: Sample, frames: Frames) -> Path:
         """Keep the frames of a sample.
@@ -148,12 +146,11 @@ def content_hash(path: Path) -> str:
 
 
 def _strip(pixels: torch.Tensor) -> np.ndarray:
-    """One JPEG of all frames: a twelfth of the calls, and what many readers spend their time on is calls."""
+    """One JPEG of all frames below each other: quicker to read than one a frame."""
     frames, _, height, width = pixels.shape
-    image = Image.fromarray(pixels.permute(0, 2, 3, 1).reshape(frames * height, width, 3).numpy())
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return np.frombuffer(encoded.getvalue(), np.uint8).copy()
+    strip = pixels.permute(0, 2, 3, 1).reshape(frames * height, width, 3).contiguous().numpy()
+    encoded = simplejpeg.encode_jpeg(strip, JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
+    return np.frombuffer(encoded, np.uint8).copy()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -6,25 +6,20 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from xclip_lab.attention import check_explainable, replaced, tap_names
 from xclip_lab.checkpoint import load_model
 from xclip_lab.clips import BrokenClip, Clip, ClipDataset, FrameStore, preload
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
 from xclip_lab.errors import DatasetError, UserError, VideoError
-from xclip_lab.evaluation import encode, evaluate, score
+from xclip_lab.evaluation import evaluate
 from xclip_lab.guards import check_training
-from xclip_lab.metrics import retrieval_metrics
 from xclip_lab.model import RetrievalModel, create_model
 from xclip_lab.official import open_official, start_from
 from xclip_lab.pointing import Pointing, point_at_truth
@@ -32,7 +27,6 @@ from xclip_lab.result import Result
 from xclip_lab.resume import seed_everything
 from xclip_lab.runs import NOTEBOOKS
 from xclip_lab.synthetic import ClipTruth, load_truth
-from xclip_lab.tokens import TokenSet
 from xclip_lab.train import resolve_device
 
 LEVELS = {1: "1 objects", 2: "2 motion", 3: "3 order", 4: "4 distractors"}
@@ -97,6 +91,27 @@ def open_split(config: RunConfig, split: str) -> VideoTextDataset:
     """The annotations of one split of `config.data`."""
     data = config.data
     return load_dataset(data.dataset, split, data.root, data.protocol, videos=data.videos, family=data.family)
+
+
+def open_splits(config: RunConfig, splits: Sequence[str] | None = None) -> list[VideoTextDataset]:
+    """Some splits of `config.data`; None for those that training and evaluation use and that are there.
+
+    Raises:
+        DatasetError: a split that was named, or every one, is not there.
+    """
+    if splits:
+        return [open_split(config, split) for split in splits]
+    data = config.data
+    wanted = dict.fromkeys(split for split in (data.train_split, data.val_split, data.test_split) if split)
+    found, missing = [], None
+    for split in wanted:
+        try:
+            found.append(open_split(config, split))
+        except DatasetError as error:
+            missing = error
+    if missing is not None and not found:
+        raise missing
+    return found
 
 
 def open_training_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoTextDataset | None]:
@@ -280,74 +295,6 @@ def pointing_study(
         "untrained": point_at_truth(untrained, dataset, truth, config, store),
         "shuffled truth": point_at_truth(model, dataset, truth, config, store, shuffle_truth=True),
     }
-
-
-def softmax_taps(model: RetrievalModel) -> list[str]:
-    """The taps that carry attention weights."""
-    return [name for name in tap_names(model) if name.endswith("_softmax")]
-
-
-@contextmanager
-def uniform(model: RetrievalModel, name: str) -> Iterator[None]:
-    """Within the block, the softmax of a tap looks everywhere alike: where the model leaves padding out
-    (`head.mask_padding`) at every real word or frame, else at every position.
-
-    Raises:
-        ConfigError: a model that `attention.explain` does not take, or a tap that it does not have.
-    """
-    check_explainable(model, "uniform attention")
-    over_words = tap_names(model).get(name, "").partition("]")[0].endswith("W")
-    masks: list[Tensor] = []
-
-    def see(head: nn.Module, inputs: tuple[TokenSet, TokenSet]) -> None:
-        text, video = inputs
-        masks[:] = [text.mask[:, None] if over_words else video.mask[None]]
-
-    def flat(weights: Tensor) -> Tensor:
-        if not model.config.head.mask_padding:
-            return torch.full_like(weights, 1 / weights.shape[-1])
-        mask = masks[0] if weights.ndim == 3 else masks[0].unsqueeze(2)
-        return (mask / mask.sum(-1, keepdim=True)).to(weights.dtype).expand_as(weights)
-
-    hook = model.head.register_forward_pre_hook(see)
-    try:
-        with replaced(model, {name: flat}):
-            yield
-    finally:
-        hook.remove()
-
-
-def uniform_stages(
-    model: RetrievalModel,
-    clip: Clip,
-    dataset: VideoTextDataset,
-    config: RunConfig,
-    store: FrameStore | None = None,
-) -> pd.DataFrame:
-    """What is lost when one softmax of AOSM is made uniform. Texts and videos are encoded once.
-
-    Args:
-        clip: one of the dataset, whose frames can be read.
-
-    Returns:
-        A row for the model as it is and for each softmax: the `logit` of `clip` and the text-to-video `R@1`
-        of the dataset, in percent.
-
-    Raises:
-        ConfigError: a model that `attention.explain` does not take.
-    """
-    check_explainable(model, "uniform attention")
-    encoded = encode(model, dataset, config, store)
-    text_to_video = encoded.dataset.text_to_video
-    [row] = np.flatnonzero(encoded.rows == clip.index)
-    rows = {}
-    for name in ["as it is", *softmax_taps(model)]:
-        with nullcontext() if name == "as it is" else uniform(model, name):
-            similarity = score(model, encoded.text, encoded.video, config.evaluation.block_size)
-        recall = retrieval_metrics(similarity, text_to_video, config.evaluation.ties)["t2v"]["R@1"]
-        logit = similarity[row, text_to_video[row]].item()
-        rows[name.removeprefix("head.")] = {"logit": logit, "R@1": recall}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def best_and_worst(result: Result) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xclip_lab import create_model, evaluate, study
+from xclip_lab import create_model, evaluate, study, uniform_attention
 from xclip_lab.attention import tap_names
 from xclip_lab.checkpoint import save_model
 from xclip_lab.errors import ConfigError, DatasetError, VideoError
@@ -64,7 +64,7 @@ def test_levels_share_out_all_captions(config, clips, model):
 
 
 def test_uniform_stages_change_the_logit(config, clips, model):
-    table = study.uniform_stages(model, study.read_clip(clips, 0), clips.dataset, config, clips.store)
+    table = uniform_attention.uniform_stages(model, study.read_clip(clips, 0), clips.dataset, config, clips.store)
     assert len(table) == 1 + 6
     assert table["logit"].iloc[1:].nunique() > 1
     assert not np.isclose(table["logit"]["video_word_softmax"], table["logit"]["as it is"])
@@ -80,9 +80,9 @@ def test_a_uniform_softmax_is_uniform_over_what_takes_part(config, mask_padding)
         for length, real in ((words, [[3], [5]]), (frames, [[2], [4]]))
     )
     kept = {}
-    for name in study.softmax_taps(model):
+    for name in uniform_attention.softmax_taps(model):
         over_words = "over words" in tap_names(model)[name]
-        with study.uniform(model, name):
+        with uniform_attention.uniform(model, name):
             hook = model.get_submodule(name).register_forward_hook(
                 lambda tap, inputs, output, name=name: kept.update({name: (inputs[0], output)})
             )
@@ -100,7 +100,7 @@ def test_a_uniform_softmax_is_uniform_over_what_takes_part(config, mask_padding)
     assert len(kept) == 6
     with (
         pytest.raises(ConfigError, match=r"no tap 'head\.frame_softmx'"),
-        study.uniform(model, "head.frame_softmx"),
+        uniform_attention.uniform(model, "head.frame_softmx"),
     ):
         pass
 
@@ -110,10 +110,10 @@ def test_uniform_attention_is_xclips(preset, config, clips):
     other = study.new_model(study.configure(preset, {}, smoke=True))
     message = r"uniform attention needs a model with head\.name=xclip"
     name = next(iter(tap_names(other)), "")
-    with pytest.raises(ConfigError, match=message), study.uniform(other, name):
+    with pytest.raises(ConfigError, match=message), uniform_attention.uniform(other, name):
         pass
     with pytest.raises(ConfigError, match=message):
-        study.uniform_stages(other, study.read_clip(clips, 0), clips.dataset, config, clips.store)
+        uniform_attention.uniform_stages(other, study.read_clip(clips, 0), clips.dataset, config, clips.store)
 
 
 def test_uniform_stages_encode_once(config, clips, model, monkeypatch):
@@ -123,7 +123,7 @@ def test_uniform_stages_encode_once(config, clips, model, monkeypatch):
         model, "encode_video", lambda video, mask: rows.append(len(video)) or encode_video(video, mask)
     )
     clip = study.read_clip(clips, 3)
-    table = study.uniform_stages(model, clip, clips.dataset, config, clips.store)
+    table = uniform_attention.uniform_stages(model, clip, clips.dataset, config, clips.store)
     assert sum(rows) == len(clips)
     monkeypatch.undo()
     result = evaluate(model, clips.dataset, config, store=clips.store, progress=False)

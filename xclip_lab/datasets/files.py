@@ -1,0 +1,143 @@
+"""Where the videos of a public dataset lie: one walk through their folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from xclip_lab.datasets.base import Sample, Source, VideoTextDataset
+from xclip_lab.errors import DatasetError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+# What lies beside videos and may bear their names. Not a list of what videos are: DiDeMo's names end in all
+# sorts of things, and in nothing.
+_OTHERS = (
+    "json jsonl csv tsv txt md pkl pickle npy npz pt pth h5 hdf5 lmdb yaml yml xml srt vtt "
+    "wav mp3 m4a aac flac zip tar gz part tmp log db ini py"
+)
+_NO_VIDEO = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _OTHERS.split()}
+_PEEK = 32
+"""How many entries of a folder tell whether it holds frames: more are not looked at."""
+_FEW_FRAMES = 5
+"""CLIP2Video passes over folders with so few frames."""
+
+Ids = Callable[[str], tuple[str, ...]]
+"""Which ids a file of some name may belong to, the likeliest first."""
+
+
+def stem(name: str) -> tuple[str, ...]:
+    """The name without what follows its last dot.
+
+    >>> stem("fff.x_3_6.avi")
+    ('fff.x_3_6',)
+    """
+    return (os.path.splitext(name)[0],)
+
+
+def whole(name: str) -> tuple[str, ...]:
+    """The name as it is."""
+    return (name,)
+
+
+def assemble(
+    name: str,
+    protocol: str,
+    source: Source,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    listed: Iterable[str] = (),
+    spans: Mapping[str, tuple[float, float]] | None = None,
+    ids: Ids = stem,
+    folder_ids: Ids = whole,
+) -> VideoTextDataset:
+    """The dataset of these captions, with their videos where they are found.
+
+    Args:
+        pairs: id and caption, in the protocol's order. listed: the ids that the split lists.
+        spans: start and end of a video in seconds; a video without one is taken whole.
+        ids, folder_ids: as in `find_videos`.
+
+    Raises:
+        DatasetError: no captions at all, or a folder that cannot be listed.
+    """
+    if not pairs:
+        raise DatasetError(f"{source.root}: none of the videos of split {source.split!r} has a caption")
+    told = dict.fromkeys(video for video, _ in pairs)
+    found = find_videos(source, told, ids, folder_ids)
+    samples = []
+    for video, caption in pairs:
+        start, end = (spans or {}).get(video, (None, None))
+        samples.append(Sample(video, caption, start, end, found.get(video)))
+    without = tuple(video for video in listed if video not in told)
+    return VideoTextDataset(name, source.split, source.root, samples, protocol, without_text=without)
+
+
+def find_videos(
+    source: Source, wanted: Iterable[str], ids: Ids = stem, folder_ids: Ids = whole
+) -> dict[str, Path]:
+    """The video file or folder of frames of each id of `wanted` that has one.
+
+    `ids` says which ids a file may belong to by its name, `folder_ids` which a folder of frames. CLIP2Video
+    takes folders, of more than five frames, the other families take files; the other kind serves for an id
+    that has none of the family's own. Else, of several the first in the order of names, at every level.
+
+    Raises:
+        DatasetError: a folder that cannot be listed.
+    """
+    by_frames = source.family == "clip2video"
+    own: dict[str, Path] = {}
+    other: dict[str, Path] = {}
+    sought = frozenset(wanted)
+    for path, name, frames in _walk(str(source.videos or source.root), set(), is_top=True):
+        if by_frames and 0 < frames <= _FEW_FRAMES:
+            continue
+        kind = own if source.family is None or by_frames == (frames > 0) else other
+        fitting = (video for video in (folder_ids(name) if frames else ids(name)) if video in sought)
+        if (video := next((video for video in fitting if video not in kind), None)) is not None:
+            kind[video] = Path(path)
+    return other | own
+
+
+def _walk(folder: str, linked: set[str], is_top: bool = False) -> Iterator[tuple[str, str, int]]:
+    """Path, name and number of frames (0: a file; counted up to `_PEEK`) of all that may be a video."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = (entry for entry in scan if not entry.name.startswith("."))
+            head = list(islice(entries, _PEEK))
+            frames = 0 if is_top else _frames(head)
+            rest = [] if frames else list(entries)
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror})") from error
+    if frames:
+        yield folder, os.path.basename(folder), frames
+        return
+    for entry in sorted(head + rest, key=lambda entry: entry.name):
+        if entry.is_dir():
+            if not entry.is_symlink() or _is_new(entry.path, linked):
+                yield from _walk(entry.path, linked)
+        elif _may_be_video(entry.name) and entry.is_file():
+            yield entry.path, entry.name, 0
+
+
+def _frames(head: list[os.DirEntry[str]]) -> int:
+    """How many images these entries are, 0 where something else than a folder of frames has them."""
+    images = sum(_suffix(entry.name) in IMAGE_SUFFIXES for entry in head)
+    return 0 if any(_may_be_video(entry.name) or entry.is_dir() for entry in head) else images
+
+
+def _may_be_video(name: str) -> bool:
+    return _suffix(name) not in _NO_VIDEO
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_new(link: str, linked: set[str]) -> bool:
+    """Whether a link to a folder leads where no link led before: links may go round in a circle."""
+    target = os.path.realpath(link)
+    is_new = target not in linked
+    linked.add(target)
+    return is_new

@@ -1,0 +1,46 @@
+"""VATEX (Wang et al., ICCV 2019), its English captions."""
+
+from __future__ import annotations
+
+from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
+from xclip_lab.datasets.files import assemble
+from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_ids, read_json, texts_of
+from xclip_lab.errors import DatasetError
+
+_DATA = "vatex_data.json"
+_TRAIN = Known(25_991, 259_910)
+_HELD_OUT = Known(1500, 15_000)
+
+PROTOCOLS["vatex"] = {
+    "hgr": Protocol(
+        {"train": _TRAIN, "val": _HELD_OUT, "test": _HELD_OUT},
+        {split: (f"{split}_list.txt", _DATA) for split in ("train", "val", "test")},
+    ),
+    "random-1k5": Protocol(
+        {"train": _TRAIN, "test": _HELD_OUT},
+        {"train": ("train_list.txt", _DATA), "test": ("test1k5_sec_list.txt", _DATA)},
+        aliases=("1k5",),
+        lacks="776 videos of its test are in the val of 'hgr', which therefore is not its own",
+    ),
+}
+
+
+@DATASETS.register("vatex")
+def vatex(source: Source) -> VideoTextDataset:
+    """Read VATEX: the ten English captions of each video, in training and in testing, in the order of the
+    split's list. Protocols: `hgr` (usual), the split of HGR (Chen et al., CVPR 2020); `random-1k5`, whose
+    test shares 776 videos with the val and 724 with the test of `hgr`: never compare across the two.
+
+    Raises:
+        DatasetError: missing or malformed files, a listed video without captions, no such protocol or split.
+    """
+    protocol, (list_file, data_file) = asked_for("vatex", source)
+    data = read_json(data_file, dict)
+    pairs = []
+    for video in read_ids(list_file):
+        where = f"{data_file}, video {video!r}"
+        if video not in data:
+            raise DatasetError(f"{where}: not in it, though {list_file.name} lists it; {REMEDY}")
+        captions = texts_of(of_kind(data[video], dict, where).get("enCap"), f"{where}, 'enCap'")
+        pairs += [(video, caption) for caption in captions]
+    return assemble("vatex", protocol, source, pairs)
