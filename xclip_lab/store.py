@@ -27,13 +27,13 @@ from safetensors.torch import save
 from xclip_lab.atomic import TEMPORARY, sync
 from xclip_lab.config import DataConfig
 from xclip_lab.datasets import Sample
+from xclip_lab.datasets.overlap import digest
 from xclip_lab.errors import DatasetError
 from xclip_lab.video import Decoder
 
 JPEG_QUALITY = 90
 _DECODERS = ("decord", "av", "pillow")
 _CHOOSES = ("sampler", "feature_framerate", "slice_framepos", "store_format")
-_CHUNK = 1 << 20
 
 
 class Frames(NamedTuple):
@@ -124,25 +124,10 @@ class ClipStore:
                 return known["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        content = content_hash(path)
+        content = digest(path)
         told = {"path": str(path), **state, "sha256": content}
         _write(note, json.dumps(told).encode(errors="replace"))
         return content
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file; of a folder of frames, of all that decides what it shows."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        rate = path.parent / "prepared.json"
-        for entry in [*sorted(path.iterdir()), *([rate] if rate.is_file() else [])]:
-            digest.update(f"{entry.name}/{entry.stat().st_size}/".encode(errors="surrogateescape"))
-            digest.update(entry.read_bytes())
-        return digest.hexdigest()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _strip(pixels: torch.Tensor) -> np.ndarray:

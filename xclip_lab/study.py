@@ -325,7 +325,8 @@ def examples(clips: ClipDataset, truth: Mapping[str, ClipTruth]) -> list[Clip]:
     """Clips to show: the first of each level, with its partner where it has one; without truth the first four
     that can be read."""
     if not truth:
-        readable = (clip for clip in map(clips.__getitem__, range(len(clips))) if isinstance(clip, Clip))
+        first = np.unique(clips.dataset.text_to_video, return_index=True)[1].tolist()
+        readable = (clip for clip in map(clips.__getitem__, first) if isinstance(clip, Clip))
         return list(itertools.islice(readable, 4))
     shown: dict[int, list[int]] = {}
     for index, sample in enumerate(clips.dataset.samples):

@@ -16,7 +16,7 @@ from xclip_lab import Result
 from xclip_lab.metrics import METRICS
 from xclip_lab.runs import NOTEBOOKS, execute_notebook
 
-NAMES = ["00_quickstart", "20_train", "30_evaluate", "50_attention", "70_compare"]
+NAMES = ["00_quickstart", "10_data", "20_train", "30_evaluate", "50_attention", "70_compare"]
 PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
 OF_MANY = {"presets", "seeds", "run_dir", "overrides", "smoke"}
 
@@ -124,6 +124,25 @@ def test_quickstart_on_own_videos(own_videos, tmp_path):
     assert figures(tmp_path) == {"clips", "training", "ranks", "levels", "aosm"}
     assert "carries no word-frame truth" in printed
     assert "1 objects" not in printed
+
+
+def test_data(generated, tmp_path):
+    printed = run("10_data", tmp_path, generated)
+    assert figures(tmp_path) == {"captions", "durations", "frames", "overlap"}
+    assert "evaluation can run\ntraining can run" in printed
+    assert json.loads((tmp_path / "report.json").read_text())["runnable"]
+
+
+def test_data_that_lacks_videos(tmp_path):
+    """One test video of two is there, no training video: all is shown that can be."""
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text(
+        "key,vid_key,video_id,sentence\nret0,msr7,video7,bars that change\nret1,msr8,video8,more bars\n"
+    )
+    write_video(tmp_path / "video7.mp4")
+    place = {"data.dataset": "msrvtt", "data.root": str(tmp_path)}
+    printed = run("10_data", tmp_path / "run", place)
+    assert figures(tmp_path / "run") == {"captions", "durations", "frames", "overlap"}
+    assert "evaluation cannot run: 1 of 2 test videos are missing" in printed
 
 
 def test_train(generated, tmp_path):

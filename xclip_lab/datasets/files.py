@@ -9,8 +9,8 @@ from pathlib import Path
 
 from xclip_lab.datasets.base import Sample, Source, VideoTextDataset
 from xclip_lab.errors import DatasetError
+from xclip_lab.frame_folder import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # What lies beside videos and may bear their names. Not a list of what videos are: DiDeMo's names end in all
 # sorts of things, and in nothing.
 _OTHERS = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xclip_lab.datasets.base import Sample, VideoTextDataset
+from xclip_lab.frame_folder import NOTE_FILE
 
 
 class Overlap(NamedTuple):
@@ -60,9 +61,16 @@ def of_equal_size(paths: Iterable[Path]) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file; of a folder of frames, of all that decides what it shows."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    told = hashlib.sha256()
+    rate = path.parent / NOTE_FILE
+    for entry in [*sorted(path.iterdir()), *([rate] if rate.is_file() else [])]:
+        told.update(f"{entry.name}/{entry.stat().st_size}/".encode(errors="surrogateescape"))
+        told.update(entry.read_bytes())
+    return told.hexdigest()
 
 
 def _meet(one: Sample, other: Sample) -> bool:

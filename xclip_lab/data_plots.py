@@ -1,0 +1,117 @@
+"""Figures of what `check` found in a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from xclip_lab.check_report import Report
+from xclip_lab.drawing import MIDDLE, WEIGHT_MAP, styled
+
+_BINS = 40
+_SHOWN_SHARE = 99.5  # percent of the values; the few that are longer share the last bar
+
+
+@styled
+def caption_lengths(report: Report, max_words: int = 32) -> Figure | None:
+    """How many words the captions of each split have; the dotted line is where `max_words` cuts them.
+
+    None where there is no caption.
+    """
+    found = {name: split.words for name, split in report.splits.items() if split.words}
+    if not found:
+        return None
+    end = _end(found)
+    width = max(1, round(end / _BINS))  # whole words: no bar stands for more lengths than its neighbour
+    edges = np.arange(0.5, end + width, width)
+    figure = _histograms(found, edges, "caption", "words", "1 word" if width == 1 else f"{width} words")
+    if end > max_words - 2:
+        for axis in figure.axes:
+            line = axis.axvline(max_words - 1.5, color="black", ls=":", lw=1.6)
+        figure.legend([line], [f"cut at max_words {max_words}"], loc="outside upper right")
+    figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+@styled
+def durations(report: Report) -> Figure | None:
+    """How long the videos of each split are. None where none was opened."""
+    found = {name: split.seconds for name, split in report.splits.items() if split.seconds}
+    if not found:
+        return None
+    end = _end(found)
+    width = _round_step(end / _BINS)
+    return _histograms(found, np.arange(0, end + 2 * width, width), "video", "seconds", f"{width:g} s")
+
+
+@styled
+def overlap_matrix(report: Report) -> Figure | None:
+    """How many videos each two splits share, by id or content; on the diagonal how many each one has.
+
+    Shades: the share of the smaller of both. None where there is one split only.
+    """
+    names = list(report.splits)
+    if len(names) == 1:
+        return None
+    sizes = [len(split.videos) for split in report.splits.values()]
+    counts = np.diag(sizes)
+    for (one, other), shared in report.overlaps.items():
+        row, column = names.index(one), names.index(other)
+        counts[row, column] = counts[column, row] = shared.total
+    shares = 100 * counts / np.maximum(np.minimum.outer(sizes, sizes), 1)
+    alone = np.eye(len(names), dtype=bool)
+    figure = Figure(figsize=(2.0 + 1.0 * len(names), 0.7 + 0.7 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    axis.set_facecolor("0.9")
+    image = axis.imshow(np.ma.array(shares, mask=alone), cmap=WEIGHT_MAP, vmin=0, vmax=100, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        dark = shares[row, column] < 50 and not alone[row, column]
+        colour = "white" if dark else "black"
+        axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axis, label="videos in both (%)", ticks=[0, 50, 100], pad=0.03)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _histograms(
+    values: Mapping[str, Sequence[float]], edges: np.ndarray, what: str, unit: str, width: str
+) -> Figure:
+    """A panel a split, below each other: splits are often so alike that one line would hide another."""
+    figure = Figure(figsize=(6.0, 1.0 + 1.25 * len(values)), layout="constrained")
+    panels = figure.subplots(len(values), sharex=True, squeeze=False)[:, 0]
+    for axis, (name, found) in zip(panels, values.items(), strict=True):
+        shares = 100 * np.histogram(np.clip(found, edges[0], edges[-1]), edges)[0] / len(found)
+        axis.stairs(shares, edges, fill=True, color=MIDDLE)
+        axis.margins(y=0.1)
+        axis.set(xlim=(0, edges[-1]), ylim=(0, None))
+        axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axis.grid(axis="y")
+        told = f"{len(found):,} {what}s, median {_short(np.median(found))}, longest {_short(max(found))}"
+        axis.set_title(name)
+        axis.set_title(told, loc="right", fontsize=10, fontweight="normal")
+    figure.supylabel(f"{what}s of the split (%)", fontsize=11)
+    rest = "" if max(map(max, values.values())) <= edges[-1] else ", the last one for all longer"
+    panels[-1].set_xlabel(f"{unit} a {what} ({width} a bar{rest})")
+    return figure
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _end(values: Mapping[str, Sequence[float]]) -> float:
+    """Where the axis ends: a few very long ones would leave the others no room."""
+    return max(float(np.percentile(found, _SHOWN_SHARE)) for found in values.values())
+
+
+def _round_step(width: float) -> float:
+    """The next of 1, 2, 5, 10, 20, ... and their tenths."""
+    power = 10.0 ** np.floor(np.log10(width))
+    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= width))
