@@ -35,14 +35,14 @@ def write_video(
     container: dict[str, str] | None = None,
     options: dict[str, str] | None = None,
     format: str | None = None,
+    pixel_format: str = "yuv420p",
 ) -> Path:
     """Encode `frames` (or that many numbered ones). `times`: each frame's in units of 1 / `rate` seconds."""
     pictures = [picture(i) for i in range(frames)] if isinstance(frames, int) else frames
-    pixel_format = {"gif": "rgb8"}.get(codec, "yuv420p")
     with av.open(str(path), "w", options=container or {}, format=format) as output:
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pixel_format
+        stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, pixel_format)
         stream.codec_context.time_base = Fraction(1, rate)
         for place, pixels in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -66,15 +66,36 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def turn(path: Path, clockwise: int) -> Path:
-    """Note in an MP4's track header that a player has to turn the picture by 90, 180 or 270 degrees."""
-    data = bytearray(path.read_bytes())
-    start = data.index(b"tkhd") + 4 + 40
+def turn(path: Path, clockwise: int, mirror: bool = False) -> Path:
+    """Note in an MP4's track header that a player has to turn the picture by 0, 90, 180 or 270 degrees, and
+    before that to mirror it, left to right."""
     one = 1 << 16
-    a, b = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[clockwise]
-    data[start : start + 36] = struct.pack(">9i", a, b, 0, -b, a, 0, 0, 0, 1 << 30)
+    a, b = {0: (one, 0), 90: (0, one), 180: (-one, 0), 270: (0, -one)}[clockwise]
+    first = (-a, -b) if mirror else (a, b)
+    return overwrite(path, b"tkhd", 40, struct.pack(">9i", *first, 0, -b, a, 0, 0, 0, 1 << 30))
+
+
+def overwrite(path: Path, box: bytes, offset: int, new: bytes) -> Path:
+    """Put other bytes into an MP4's first box of this name, `offset` bytes after the name."""
+    data = bytearray(path.read_bytes())
+    start = data.index(box) + 4 + offset
+    data[start : start + len(new)] = new
     path.write_bytes(data)
     return path
+
+
+def trim(path: Path, to: Path, seconds: float) -> Path:
+    """A copy of an MP4 that skips its beginning by an edit list, not by leaving frames out."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as output:
+        stream = source.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts -= round(seconds / stream.time_base)
+                packet.dts -= round(seconds / stream.time_base)
+                packet.stream = copy
+                output.mux(packet)
+    return to
 
 
 def damage(path: Path, begin: float, end: float, seed: int = 0, every: int = 40) -> Path:

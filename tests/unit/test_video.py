@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.shared import ROOT, needs_shared, shared
-from tests.videos import damage, number_of, picture, turn, write_video
+from tests.videos import damage, number_of, picture, trim, turn, write_video
 from xclip_lab import sampling, video
 from xclip_lab.errors import VideoError
 
@@ -118,12 +118,19 @@ def test_variable_frame_rate_keeps_time(tmp_path):
         ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "4"}),
         ("a.gif", "gif", {}),
         ("a.mp4", "libsvtav1", {"preset": "12"}),
+        ("a.mp4", "libx265", {"x265-params": "log-level=none:bframes=4:open-gop=1:keyint=15"}),
+        ("a.mov", "mjpeg", {}),
+        ("a.mpg", "mpeg2video", {"bf": "2"}),
+        ("a.flv", "flv", {}),
+        ("a.wmv", "wmv2", {}),
+        ("a.apng", "apng", {}),
     ],
 )
 def test_containers_and_codecs(tmp_path, name, codec, options):
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no encoder {codec}")
-    path = write_video(tmp_path / name, 40, rate=25, codec=codec, options=options)
+    pixel_format = "rgb24" if codec == "apng" else "yuv420p"
+    path = write_video(tmp_path / name, 40, codec=codec, options=options, pixel_format=pixel_format)
     frames, timestamps = video.read_frames(path)
     assert numbers(frames) == list(range(40))
     np.testing.assert_allclose(timestamps, np.arange(40) / 25, atol=0.002)
@@ -153,6 +160,55 @@ def test_rotation_is_applied_by_both_decoders(tmp_path, clockwise, corner):
         assert frames.shape[1:3] == (info.height, info.width)
         bright = {(r, c) for r in (0, -1) for c in (0, -1) if frames[0][r, c].mean() > 127}
         assert bright == {corner}
+
+
+@pytest.mark.parametrize(("codec", "pixels"), [("libx264", "yuv422p10le"), ("libx265", "yuv420p10le")])
+def test_more_than_eight_bits(tmp_path, codec, pixels):
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    path = write_video(tmp_path / "a.mp4", 20, codec=codec, options=options, pixel_format=pixels)
+    assert numbers(video.read_frames(path).frames) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("clockwise", "corner"), [(0, (0, -1)), (90, (-1, -1)), (180, (-1, 0)), (270, (0, 0))]
+)
+def test_a_mirrored_picture_is_mirrored_back(tmp_path, clockwise, corner):
+    marked = np.zeros((64, 96, 3), np.uint8)
+    marked[:24, :24] = 255  # the upper left corner as stored
+    path = turn(write_video(tmp_path / "a.mp4", [marked] * 5), clockwise, mirror=True)
+    frame = video.read_frames(path, [4]).frames[0]
+    assert {(r, c) for r in (0, -1) for c in (0, -1) if frame[r, c].mean() > 127} == {corner}
+
+
+def test_dropped_frames_of_an_avi_keep_their_time(tmp_path):
+    times = [*range(0, 30), *range(30, 120, 6)]
+    path = write_video(tmp_path / "a.avi", 45, rate=30, codec="mpeg4", times=times)
+    frames, timestamps = video.read_frames(path)
+    assert numbers(frames) == list(range(45))
+    np.testing.assert_allclose(timestamps, np.array(times) / 30, atol=1e-6)
+
+
+def test_a_trimmed_file_shows_what_its_edit_list_leaves(tmp_path):
+    source = write_video(tmp_path / "a.mp4", 60, options={"g": "10", "bf": "2"})
+    path = trim(source, tmp_path / "b.mp4", 0.56)
+    frames, timestamps = video.read_frames(path)
+    assert numbers(frames) == list(range(14, 60))
+    np.testing.assert_allclose(timestamps, np.arange(46) / 25, atol=1e-6)
+    assert numbers(video.read_frames(path, [30]).frames) == [44]
+
+
+def test_frames_one_by_one(tmp_path):
+    info = video.probe(write_video(tmp_path / "a.mp4", 40, options={"g": "12", "bf": "2"}))
+    found = [(index, number_of(frame)) for index, frame in video.iterate_frames(info, [31, 7, 7, 8])]
+    assert found == [(7, 7), (8, 8), (31, 31)]
+
+
+def test_more_frames_than_fit_into_memory(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 40)
+    monkeypatch.setattr(video, "available_memory", lambda: 96 * 64 * 3 * 20)
+    assert len(video.read_frames(path, list(range(20))).frames) == 20
+    with pytest.raises(VideoError, match="40 frames of 96 x 64 pixels need"):
+        video.read_frames(path)
 
 
 def test_start_and_end(tmp_path):

@@ -1,6 +1,7 @@
 """Broken files: one VideoError, never wrong frames in silence, never a hang."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.shared import needs_shared, shared
-from tests.videos import damage, number_of, write_sound, write_video
+from tests.videos import damage, number_of, overwrite, write_sound, write_video
 from xclip_lab import video
 from xclip_lab.errors import VideoError
 
+needs_decord = pytest.mark.skipif(video.decord is None, reason="decord is not installed")
 WATCHDOG = 120  # seconds after which a decoder counts as hanging
 READ_ALL = """
 import json, sys
@@ -52,7 +54,7 @@ def refusal(path):
 
 def test_what_is_no_video(tmp_path):
     assert "no such file" in refusal(tmp_path / "missing.mp4")
-    assert "not a file" in refusal(tmp_path)
+    assert "a folder without a frame" in refusal(tmp_path)
     (tmp_path / "empty.mp4").touch()
     assert "0 bytes" in refusal(tmp_path / "empty.mp4")
     for name in ("words.mp4", "words.txt", "words"):
@@ -66,12 +68,47 @@ def test_what_is_no_video(tmp_path):
     assert "no video stream" in refusal(write_sound(tmp_path / "sound.mp4"))
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi"])
-@pytest.mark.parametrize("share", [0.3, 0.7])
-def test_cut_off(tmp_path, suffix, share):
-    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
-    container = {"movflags": "faststart"} if suffix == ".mp4" else {}
-    path = write_video(tmp_path / f"a{suffix}", 75, codec=codec, container=container)
+def test_what_is_no_file_never_hangs(tmp_path):
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "endless.mp4").symlink_to("/dev/zero")
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "folder.mp4" / "1.jpg")
+    for found in read_guarded(sorted(tmp_path.iterdir())):
+        assert found["error"].startswith(str(tmp_path))
+
+
+def test_an_encrypted_file_is_told(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 20)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"encv"))
+    assert "no decoder for its codec" in refusal(path)
+
+
+@needs_decord
+def test_decord_seeks_only_where_times_rise(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 60, options={"g": "10", "bf": "2"})
+    overwrite(path, b"ctts", 4, b"\0\0\0\7")
+    (frames, _), decoder = video.read_frames_and_decoder(path)
+    assert decoder == "pyav"
+    np.testing.assert_array_equal(video.read_frames(path, [59, 30]).frames, frames[[59, 30]])
+
+
+CUT = [
+    ("a.mp4", "libx264", {"movflags": "faststart"}),
+    ("b.mp4", "libx264", {"movflags": "frag_every_frame+empty_moov"}),
+    ("a.mkv", "libx264", {}),
+    ("a.webm", "libvpx-vp9", {}),
+    ("a.avi", "libx264", {}),
+    ("a.ts", "libx264", {}),
+    ("a.flv", "libx264", {}),
+    ("a.gif", "gif", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "container"), CUT)
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.85])
+def test_cut_off(tmp_path, name, codec, container, share):
+    path = write_video(tmp_path / name, 75, codec=codec, container=container)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     refusal(path)
