@@ -242,13 +242,22 @@ def _parser() -> _Parser:
         commands.data_prepare,
         "decode every video once, for all runs",
         "The frames that a preset's runs look at go to the folder --store (data.store), where they all find "
-        f"them. Interrupted, the same command goes on. {_KEYS}",
+        "them. With --to the videos are written as files: `frames`, CLIP2Video's folder of JPEGs a video, or "
+        f"`video`, CLIP4Clip's small copies. Interrupted, the same command goes on. {_KEYS}",
         overrides=True,
         example="xclip-lab data prepare --preset xclip-msrvtt-b32 --store data/store\n"
-        "  xclip-lab train --preset xclip-msrvtt-b32 --data.store data/store",
+        "  xclip-lab data prepare msvd --root data/msvd --to frames --fps 5 --out data/msvd-frames\n"
+        "  xclip-lab data prepare msvd --root data/msvd --to video --fps 3 --short-side 224 --out data/small",
     )
-    prepare.add_argument("--preset", required=True, help="a name of `xclip-lab presets`, or a YAML file")
+    prepare.add_argument("name", nargs="?", metavar="NAME", help="a dataset, such as msrvtt or folder")
+    prepare.add_argument("--preset", help="in place of NAME: a name of `xclip-lab presets`, or a YAML file")
+    prepare.add_argument("--root", metavar="DIR", help="where the annotations lie (data.root)")
+    prepare.add_argument("--videos", metavar="DIR", help="where the videos lie, if elsewhere (data.videos)")
     prepare.add_argument("--store", metavar="DIR", help="where the frames go (data.store)")
+    prepare.add_argument("--to", choices=("frames", "video"), help="write files in place of a store")
+    prepare.add_argument("--out", metavar="DIR", help="where the files go")
+    prepare.add_argument("--fps", type=float, metavar="N", help="frames a second in the files")
+    prepare.add_argument("--short-side", type=int, metavar="N", help="their short side in pixels")
     prepare.add_argument("--split", action="append", help="only this split; may be given several times")
 
     generate = data.add_command(

@@ -137,7 +137,7 @@ class ClipDataset(Clips):
     def __getitem__(self, index: int) -> Clip | BrokenClip | UserError:
         sample = self.samples[index]
         try:
-            pixels, timestamps, decoder = self._frames(sample)
+            pixels, timestamps, decoder = self._frames(index, sample)
         except VideoError as error:
             return BrokenClip(sample.video_id, str(error))
         except UserError as error:
@@ -152,22 +152,31 @@ class ClipDataset(Clips):
         """What is random depends on the place in the dataset and the epoch, not on the worker or the step."""
         return np.random.default_rng((self.config.seed, self.epoch, index, *what))
 
-    def _frames(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, video.Decoder | None]:
+    def _frames(self, index: int, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, video.Decoder | None]:
         if self.store is not None:
             if sample.video_id in self.store.broken:
                 raise VideoError(self.store.broken[sample.video_id])
             return *self.store.clips[sample.video_id], None
         kept = None if self.kept is None else self.kept.read(sample)
         if kept is None:
-            kept = load_frames(sample, self.config, self.image_size, sample.video_id not in self.passed)
+            moves = self.training and self.config.data.frame_jitter
+            jitter = self._random(index, _JITTER) if moves else None
+            verify = sample.video_id not in self.passed
+            kept = load_frames(sample, self.config, self.image_size, verify, jitter)
             if self.kept is not None:
                 self.kept.write(sample, kept)
         return kept
 
 
-def load_frames(sample: Sample, config: RunConfig, image_size: int, verify: bool = True) -> Frames:
+def load_frames(
+    sample: Sample,
+    config: RunConfig,
+    image_size: int,
+    verify: bool = True,
+    jitter: np.random.Generator | None = None,
+) -> Frames:
     """Decode the frames that `config.data` asks for, in the order of time: 1 to `config.max_frames`, of side
-    `image_size`.
+    `image_size`. `jitter` moves them (`data.frame_jitter`).
 
     Raises:
         VideoError: the file cannot be read, or no frame of it lies in the sample's stretch.
@@ -185,6 +194,7 @@ def load_frames(sample: Sample, config: RunConfig, image_size: int, verify: bool
             data.slice_framepos,
             start=sample.start,
             end=sample.end,
+            jitter=jitter,
         )
     except ValueError as error:
         raise VideoError(f"{sample.path}: {error}; data.sampler=uniform takes any video") from error
@@ -242,21 +252,9 @@ def tower_image_size(config: RunConfig) -> int:
 
 
 def _check_memory(needed: int) -> None:
-    available = _available_memory()
+    available = video.available_memory()
     if available is not None and needed > _MEMORY_SHARE * available:
         raise DatasetError(
             f"data.preload: the frames take {needed / 2**30:.1f} GiB, of the memory "
             f"{available / 2**30:.1f} GiB are free; set data.preload=false or lower max_frames"
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping, None where the system does not tell."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

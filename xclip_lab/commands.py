@@ -198,15 +198,61 @@ def data_prepare(arguments: Namespace) -> None:
     from xclip_lab.config import load_config
     from xclip_lab.prepare import prepare
 
-    config = load_config(arguments.preset, _with(arguments, {"data.store": arguments.store}))
+    if arguments.to is not None:
+        return _export(arguments)
+    if arguments.fps is not None or arguments.short_side is not None or arguments.out is not None:
+        raise ConfigError(
+            "--fps, --short-side and --out belong to files: say which by --to frames or --to video"
+        )
+    config = load_config(*_dataset(arguments, {"data.store": arguments.store}))
     if config.data.store is None:
-        raise ConfigError("data.store names no folder; say where the frames go by --store DIR")
+        raise ConfigError("no folder for the frames; name it by --store DIR")
     print(f"decoded frames go to {config.data.store}", flush=True)
     report = prepare(study.open_splits(config, arguments.split), config)
     print(report)
-    if report.failed:
+    _complain_of(report.failed)
+
+
+def _export(arguments: Namespace) -> None:
+    """The videos of a dataset as folders of frames, or as small copies."""
+    from xclip_lab import study
+    from xclip_lab.config import load_config
+    from xclip_lab.export import export, names
+
+    if arguments.out is None:
+        raise ConfigError(f"--to {arguments.to} needs --out DIR, where the files go")
+    config = load_config(*_dataset(arguments, {}))
+    samples = [s for dataset in study.open_splits(config, arguments.split) for s in dataset.samples]
+    found = {s.video_id: s.path for s in samples if s.path is not None}
+    if config.data.dataset == "folder":
+        found = names(found.values(), Path(config.data.videos or config.data.root))
+    report = export(
+        found, arguments.out, arguments.to, arguments.fps, arguments.short_side, config.data.workers
+    )
+    print(report)
+    missing = {s.video_id: "no file" for s in samples if s.path is None}
+    _complain_of(missing | report.failed)
+
+
+def _dataset(arguments: Namespace, shortcuts: Mapping[str, str | None]) -> tuple[str, dict[str, str]]:
+    """A preset and overrides for a dataset that is named by itself or by a preset."""
+    from xclip_lab.config import presets as all_presets
+
+    name = arguments.name
+    if (name is None) == (arguments.preset is None):
+        raise ConfigError("name a dataset, such as msrvtt, or a preset by --preset")
+    places = {"data.dataset": name, "data.root": arguments.root, "data.videos": arguments.videos}
+    usual = f"xclip-{name}-b32"
+    preset = arguments.preset or (usual if usual in all_presets() else "xclip-folder-b32")
+    return preset, _with(arguments, {**places, **shortcuts})
+
+
+def _complain_of(failed: Mapping[str, str]) -> None:
+    if failed:
+        video, reason = next(iter(failed.items()))
         raise DatasetError(
-            f"{len(report.failed)} videos cannot be read; the others are kept. xclip-lab data check says more"
+            f"{len(failed)} videos are missing or cannot be read, such as {video}: {reason}. The others are "
+            "done; xclip-lab data check says what is missing"
         )
 
 

@@ -14,7 +14,11 @@ class DatasetError(UserError):
 
 
 class VideoError(UserError):
-    """A video file that cannot be read; names the file, the decoder and the reason."""
+    """A video file that cannot be read; names the file, the decoder and the reason, in one line whatever the
+    file is called."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\n", "\\n"))
 
 
 class CheckpointError(UserError):

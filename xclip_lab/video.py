@@ -48,6 +48,7 @@ def frame_indices(
     slice_framepos: int = 2,
     start: float | None = None,
     end: float | None = None,
+    jitter: np.random.Generator | np.random.RandomState | None = None,
 ) -> list[int]:
     """The frames that a sampler takes from a video, at most `max_frames`, in the order they are shown.
 
@@ -55,7 +56,8 @@ def frame_indices(
     `sampling.official_indices` and so on); `slice_positions` cuts what they give (GLSCL and CLIP2Video always
     evenly: `slice_framepos` 2). `uniform` takes frames evenly in time. `start` and `end` in seconds. Empty
     where the stretch holds no frame. `clip2video` may name a frame twice; a folder's frames are to it
-    those that CLIP2Video wrote.
+    those that CLIP2Video wrote. `jitter` moves them as CLIP2Video does in training
+    (`sampling.jitter_positions`).
 
     Raises:
         ValueError: another sampler or `slice_framepos`, or the sampler cannot serve such a frame rate,
@@ -75,6 +77,8 @@ def frame_indices(
         names = ", ".join(repr(name) for name in get_args(Sampler))
         raise ValueError(f"sampler {sampler!r} is not one of {names}")
     positions = sampling.slice_positions(len(sampled), max_frames, slice_framepos)
+    if jitter is not None:
+        positions = sampling.jitter_positions(positions, jitter)
     return [sampled[position] for position in positions]
 
 

@@ -100,6 +100,15 @@ def find_videos(
     return other | own
 
 
+def find_all(folder: Path) -> list[Path]:
+    """All that may be a video below a folder, files and folders of frames, in the order of their paths.
+
+    Raises:
+        DatasetError: a folder that cannot be listed.
+    """
+    return sorted(Path(path) for path, _, _ in _walk(str(folder), set(), is_top=True))
+
+
 def _walk(folder: str, linked: set[str], is_top: bool = False) -> Iterator[tuple[str, str, int]]:
     """Path, name and number of frames (0: a file; counted up to `_PEEK`) of all that may be a video."""
     try:
@@ -114,17 +123,18 @@ def _walk(folder: str, linked: set[str], is_top: bool = False) -> Iterator[tuple
         yield folder, os.path.basename(folder), frames
         return
     for entry in sorted(head + rest, key=lambda entry: entry.name):
-        if entry.is_dir():
+        # Not `entry.is_dir()`, which raises at links that go round in a circle.
+        if os.path.isdir(entry.path):
             if not entry.is_symlink() or _is_new(entry.path, linked):
                 yield from _walk(entry.path, linked)
-        elif _may_be_video(entry.name) and entry.is_file():
+        elif _may_be_video(entry.name) and os.path.isfile(entry.path):
             yield entry.path, entry.name, 0
 
 
 def _frames(head: list[os.DirEntry[str]]) -> int:
     """How many images these entries are, 0 where something else than a folder of frames has them."""
     images = sum(_suffix(entry.name) in IMAGE_SUFFIXES for entry in head)
-    return 0 if any(_may_be_video(entry.name) or entry.is_dir() for entry in head) else images
+    return 0 if any(_may_be_video(entry.name) or os.path.isdir(entry.path) for entry in head) else images
 
 
 def _may_be_video(name: str) -> bool:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.files import find_all
 from xclip_lab.datasets.reading import read_rows, read_text
 from xclip_lab.errors import DatasetError
 
@@ -23,10 +24,10 @@ def folder(source: Source) -> VideoTextDataset:
     """Read own videos.
 
     `root` is one of
-    - a folder of video files. A video's caption is the text of `name.txt` beside it (a line a caption), or
+    - a folder of videos: files, or folders of frames. A video's caption is the text of `name.txt` beside it (a line a caption), or
       else the file's name in words.
     - a CSV file (UTF-8) with the columns `video,caption` and, where wanted, `start,end` (seconds) and
-      `split`; or a folder that holds one CSV file. Paths are relative to the CSV.
+      `split`; or a folder that holds one CSV file. Paths are relative to the CSV, or to `source.videos`.
     - a folder with `captions.json`: a list of `{"file": ..., "captions": [...]}`.
 
     Without a column `split` every split has all samples.
@@ -39,49 +40,45 @@ def folder(source: Source) -> VideoTextDataset:
         raise DatasetError(f"dataset 'folder': no split {split!r} (there are {', '.join(_SPLITS)})")
     if protocol is not None:
         raise DatasetError(f"dataset 'folder' has no protocols, {protocol!r} was asked for")
-    samples, undivided = _samples(root, split)
+    samples, undivided = _samples(root, split, source.videos)
     if not samples:
         raise DatasetError(f"{root}: no sample of split {split!r} in it")
     _check_files(root, samples)
     return VideoTextDataset(name="folder", split=split, root=root, samples=samples, undivided=undivided)
 
 
-def _samples(root: Path, split: str) -> tuple[list[Sample], bool]:
+def _samples(root: Path, split: str, videos: Path | None) -> tuple[list[Sample], bool]:
     """The samples, and whether every split has all of them."""
+    place = videos or (root.parent if root.is_file() else root)
     if root.is_file():
         if root.suffix.lower() != ".csv":
             raise DatasetError(f"{root}: not a folder and not a CSV file; set data.root to one of these")
-        return _from_csv(root, split)
+        return _from_csv(root, split, place)
     tables = sorted(root.glob("*.csv"))
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables[:_SHOWN])
         raise DatasetError(f"{root}: several CSV files ({names}); set data.root to the one that is meant")
     if tables:
-        return _from_csv(tables[0], split)
+        return _from_csv(tables[0], split, place)
     if (root / CAPTIONS_JSON).is_file():
-        return _from_json(root / CAPTIONS_JSON), True
-    return _from_files(root), True
+        return _from_json(root / CAPTIONS_JSON, place), True
+    return _from_files(place), True
 
 
 def _from_files(root: Path) -> list[Sample]:
-    paths = sorted(path for path in root.rglob("*") if _is_video(path, root))
+    paths = [path for path in find_all(root) if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES]
     if not paths:
         raise DatasetError(f"{root}: no video in it (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     samples = []
     for path in paths:
-        sidecar = path.with_suffix(".txt")
-        captions = _lines(sidecar) if sidecar.is_file() else [name_in_words(path.stem)]
+        name = path.name if path.is_dir() else path.stem
+        sidecar = path.with_name(f"{name}.txt")
+        captions = _lines(sidecar) if sidecar.is_file() else [name_in_words(name)]
         if not captions:
             raise DatasetError(f"{sidecar}: no caption in it")
         video_id = path.relative_to(root).as_posix()
         samples += [Sample(video_id, caption, path=path) for caption in captions]
     return samples
-
-
-def _is_video(path: Path, root: Path) -> bool:
-    """Hidden files and those in hidden folders are none: macOS, for one, puts a `._a.mp4` beside `a.mp4`."""
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def name_in_words(stem: str) -> str:
@@ -93,7 +90,7 @@ def name_in_words(stem: str) -> str:
     return " ".join(re.sub(r"[_\-.]+", " ", stem).split()) or stem
 
 
-def _from_json(path: Path) -> list[Sample]:
+def _from_json(path: Path, place: Path) -> list[Sample]:
     try:
         entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -109,7 +106,7 @@ def _from_json(path: Path) -> list[Sample]:
                 f'{path}: entry {number} is not {{"file": name, "captions": [text, ...]}}: {str(entry)[:80]}'
             )
         name = _normal(file)
-        samples += [Sample(name, text, path=path.parent / name) for text in texts]
+        samples += [Sample(name, text, path=place / name) for text in texts]
     return samples
 
 
@@ -123,7 +120,7 @@ def _normal(name: str) -> str:
     return Path(name).as_posix()
 
 
-def _from_csv(path: Path, split: str) -> tuple[list[Sample], bool]:
+def _from_csv(path: Path, split: str, place: Path) -> tuple[list[Sample], bool]:
     samples = []
     undivided = True
     for where, row in read_rows(path, ("video", "caption"), "video,caption[,start,end,split]"):
@@ -140,7 +137,7 @@ def _from_csv(path: Path, split: str) -> tuple[list[Sample], bool]:
         if end is not None and end <= (start or 0.0):
             raise DatasetError(f"{where}: end {end:g} s is not after start {start or 0.0:g} s")
         video_id = name if start is None and end is None else f"{name}[{_clock(start)}-{_clock(end)}]"
-        samples.append(Sample(video_id, caption, start, end, path.parent / name))
+        samples.append(Sample(video_id, caption, start, end, place / name))
     return samples, undivided
 
 
@@ -162,7 +159,7 @@ def _clock(seconds: float | None) -> str:
 
 def _check_files(root: Path, samples: list[Sample]) -> None:
     paths = dict.fromkeys(sample.path for sample in samples if sample.path is not None)
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not path.exists()]
     if missing:
         first = ", ".join(str(path) for path in missing[:_SHOWN])
         more = ", ..." if len(missing) > _SHOWN else ""
