@@ -115,7 +115,7 @@ def test_a_disk_that_is_full(folder):
         assert isinstance(clips_of(config)[0], UserError)
         with pytest.raises(DatasetError, match="No space left on device; make room"):
             next(iter(make_loader(clips_of(config), None, 2)))
-        with pytest.raises(DatasetError, match="set data.store to"):
+        with pytest.raises(DatasetError, match=r"set data\.store to"):
             prepare([clips_of(config).dataset], config, workers=0, progress=False)
 
 

@@ -64,7 +64,8 @@ def test_levels_share_out_all_captions(config, clips, model):
 
 
 def test_uniform_stages_change_the_logit(config, clips, model):
-    table = uniform_attention.uniform_stages(model, study.read_clip(clips, 0), clips.dataset, config, clips.store)
+    clip = study.read_clip(clips, 0)
+    table = uniform_attention.uniform_stages(model, clip, clips.dataset, config, clips.store)
     assert len(table) == 1 + 6
     assert table["logit"].iloc[1:].nunique() > 1
     assert not np.isclose(table["logit"]["video_word_softmax"], table["logit"]["as it is"])

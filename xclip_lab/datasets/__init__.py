@@ -15,6 +15,7 @@ from xclip_lab.datasets import (  # noqa: F401  (each enters itself into the reg
     vatex,
 )
 from xclip_lab.datasets.base import DATASETS, Family, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.reading import own_name
 from xclip_lab.errors import DatasetError
 
 __all__ = ["DATASETS", "Sample", "VideoTextDataset", "load_dataset"]
@@ -32,7 +33,8 @@ def load_dataset(
     """The annotations of one split.
 
     Args:
-        name: a reader's name. split: `train`, `val` or `test`. root: where the annotations lie.
+        name: a reader's name. split: `train`, `val` or `test`; where the papers validate on the test split
+            and call it `val`, the dataset comes by its own name. root: where the annotations lie.
         protocol: which of a dataset's protocols, None for its usual one.
         videos: where the videos lie, None for below `root`. family: see `Source`.
 
@@ -44,4 +46,5 @@ def load_dataset(
     for key, place in places.items():
         if not place.exists():
             raise DatasetError(f"dataset {name!r}: {place} does not exist; set {key} to where it lies")
+    split = own_name(name, split, protocol)
     return reader(Source(Path(root), split, protocol, places.get("data.videos"), family))

@@ -16,7 +16,7 @@ PROTOCOLS["activitynet"] = {
     "standard": Protocol(
         {"train": Known(10_009, 10_009), "test": Known(4917, 4917)},
         {"train": ("train.json", "train_ids.json"), "test": ("val_1.json", "val_ids.json")},
-        lacks="the papers test on val_1, which is 'test' here, and choose their checkpoint on it",
+        val_is_test=True,
     )
 }
 
@@ -38,8 +38,7 @@ def activitynet(source: Source) -> VideoTextDataset:
     its whole last second, in the order of the list of ids. Ids come without their `v_`. A listed video
     without sentences is not in the dataset but in its `without_text`.
 
-    Split `test` is val_1, which all papers report; the official code calls it val. There is no `val` here: it
-    would be the same videos under a name that promises others.
+    Split `test` is val_1, which all papers report; the official code calls it val.
 
     Raises:
         DatasetError: missing or malformed files, no such protocol or split.

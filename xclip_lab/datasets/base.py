@@ -128,12 +128,15 @@ class Protocol:
         splits: what is known of each split that it has, in the order train, val, test.
         files: the annotation files of each split, relative to `root`.
         aliases: other names that it goes by.
+        val_is_test: the official code validates on the test split, and calls that `val`. A reader gives it by
+            its own name, `test`, so that a stamp says what selected a checkpoint.
         lacks: why it lacks a split, where that wants a word.
     """
 
     splits: dict[str, Known]
     files: dict[str, tuple[str, ...]]
     aliases: tuple[str, ...] = ()
+    val_is_test: bool = False
     lacks: str = ""
 
 

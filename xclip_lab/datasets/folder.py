@@ -24,8 +24,8 @@ def folder(source: Source) -> VideoTextDataset:
     """Read own videos.
 
     `root` is one of
-    - a folder of videos: files, or folders of frames. A video's caption is the text of `name.txt` beside it (a line a caption), or
-      else the file's name in words.
+    - a folder of videos: files, or folders of frames. A video's caption is the text of `name.txt` beside it
+      (a line a caption), or else its name in words.
     - a CSV file (UTF-8) with the columns `video,caption` and, where wanted, `start,end` (seconds) and
       `split`; or a folder that holds one CSV file. Paths are relative to the CSV, or to `source.videos`.
     - a folder with `captions.json`: a list of `{"file": ..., "captions": [...]}`.

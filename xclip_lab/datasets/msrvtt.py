@@ -12,15 +12,12 @@ from xclip_lab.errors import DatasetError
 _DATA = "MSRVTT_data.json"
 _TEST = "MSRVTT_JSFUSION_test.csv"
 _OWN_NAMES = {"train": "train", "val": "validate", "test": "test"}
-_NO_VAL = "the papers choose their checkpoint on test"
-
-
 def _with_1k_a(train: str, videos: int, aliases: tuple[str, ...] = ()) -> Protocol:
     return Protocol(
         {"train": Known(videos, 20 * videos), "test": Known(1000, 1000)},
         {"train": (_DATA, train), "test": (_TEST,)},
         aliases,
-        _NO_VAL,
+        val_is_test=True,
     )
 
 

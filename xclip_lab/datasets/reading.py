@@ -39,6 +39,18 @@ def asked_for(dataset: str, source: Source) -> tuple[str, tuple[Path, ...]]:
     return name, tuple(source.root / file for file in protocol.files[source.split])
 
 
+def own_name(dataset: str, split: str, protocol: str | None) -> str:
+    """What a split is called here: `test` where it is the official code's `val` (`Protocol.val_is_test`).
+
+    Raises:
+        DatasetError: no such protocol.
+    """
+    if dataset not in PROTOCOLS or split != "val":
+        return split
+    name, _ = asked_for(dataset, Source(Path(), "test", protocol))
+    return "test" if PROTOCOLS[dataset][name].val_is_test else split
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 

@@ -1,0 +1,166 @@
+"""A clip out of the decode-once store against the official way: a seek a frame with OpenCV, Pillow for each.
+
+    pip install opencv-python-headless
+    python benchmarks/frame_store.py [--videos FOLDER] [--clips 24]
+
+Without --videos, textured clips of 320 x 240 and 15 s are made (H.264, 25 frames a second, a key frame
+every 10 s). Every way gives 12 frames of 224 x 224 of the same clips, in turns, in one process with one
+thread. Then an epoch: how many clips two workers read from the store, and how long a step of ViT-B/32 with
+X-CLIP's head waits for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+
+from xclip_lab import load_config, load_dataset
+from xclip_lab.batching import make_loader
+from xclip_lab.clips import ClipDataset, load_frames
+from xclip_lab.config import RunConfig
+from xclip_lab.model import create_model
+from xclip_lab.prepare import prepare
+from xclip_lab.preprocess import normalise
+from xclip_lab.store import ClipStore
+
+FRAMES, SIDE, EPOCH_BATCH, EPOCH_STEPS = 12, 224, 4, 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--videos", type=Path, help="a folder of videos of your own")
+    parser.add_argument("--clips", type=int, default=24, help="how many clips are made")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        videos = arguments.videos or make_clips(Path(temporary) / "videos", arguments.clips)
+        compare(videos, Path(temporary))
+        epoch(videos, Path(temporary))
+
+
+def compare(videos: Path, temporary: Path) -> None:
+    """Time each way on every clip, and check that raw frames are the decoder's."""
+    stores: dict[str, ClipStore] = {}
+    for format in ("raw", "jpeg"):
+        config = config_of(videos, temporary / "store", format)
+        dataset = load_dataset("folder", "train", videos)
+        print(f"{format}: {prepare([dataset], config, workers=2, progress=False)}")
+        stores[format] = ClipStore(config.data, FRAMES, SIDE)
+    samples = dataset.video_samples()
+    for sample in samples[:5]:
+        kept = stores["raw"].read(sample)
+        assert kept is not None
+        assert torch.equal(kept.pixels, load_frames(sample, config, SIDE).pixels)
+    ways: dict[str, Callable] = {
+        "official way (OpenCV, a seek a frame)": lambda sample: official_way(sample.path),
+        "decord in one call, verified": lambda sample: load_frames(sample, config, SIDE).pixels,
+        "decord in one call": lambda sample: load_frames(sample, config, SIDE, verify=False).pixels,
+        "store, JPEG": lambda sample: stores["jpeg"].read(sample).pixels.contiguous(),
+        "store, raw": lambda sample: stores["raw"].read(sample).pixels.clone(),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for sample in samples:
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way(sample)
+            times[name].append(1e3 * (time.perf_counter() - began))
+    official = statistics.median(next(iter(times.values())))
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        print(f"{name:<40}{median:9.2f} ms (slowest {max(taken):.2f}){official / median:9.1f} times as fast")
+
+
+def official_way(path: Path) -> torch.Tensor:
+    """CLIP4Clip's and X-CLIP's `rawvideo_util`: a second a seek, then CLIP's transform on each frame."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    count, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), int(capture.get(cv2.CAP_PROP_FPS))
+    images = []
+    for second in range(count // fps + 1):
+        capture.set(cv2.CAP_PROP_POS_FRAMES, second * fps)
+        read, frame = capture.read()
+        if not read:
+            break
+        image = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        scale = SIDE / min(image.size)
+        image = image.resize([int(scale * side) for side in image.size], Image.Resampling.BICUBIC)
+        left, top = ((side - SIDE) // 2 for side in image.size)
+        pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
+        images.append(normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)))
+    capture.release()
+    kept = np.linspace(0, len(images) - 1, num=min(FRAMES, len(images)), dtype=int)
+    return torch.stack([images[place] for place in kept])
+
+
+def epoch(videos: Path, temporary: Path) -> None:
+    """Two workers read from the store beside a model that trains."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    config = config_of(videos, temporary / "store", "raw")
+    clips = ClipDataset(load_dataset("folder", "train", videos), config, unique_videos=True)
+    order = [index % len(clips) for index in range(EPOCH_BATCH * EPOCH_STEPS)]
+    many = [index % len(clips) for index in range(100 * len(clips))]
+    began = time.perf_counter()
+    for _ in make_loader(clips, many, EPOCH_BATCH, workers=2):
+        pass
+    reading = len(many) / (time.perf_counter() - began)
+    model = create_model(config).train()
+    waited, computed = [], []
+    batches = iter(make_loader(clips, order, EPOCH_BATCH, workers=2))
+    for _ in range(EPOCH_STEPS):
+        began = time.perf_counter()
+        batch = next(batches)
+        waited.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        model.loss(batch)["loss"].backward()
+        computed.append(time.perf_counter() - began)
+    pace = EPOCH_BATCH / statistics.median(computed)
+    share = sum(waited[1:]) / (sum(waited[1:]) + sum(computed[1:]))
+    print(
+        f"two workers read {reading:,.0f} clips a second; a ViT-B/32 trains {pace:.2f} a second here and "
+        f"waits {100 * share:.2f}% of the time (first batch, start of the workers: {waited[0]:.1f} s)"
+    )
+
+
+def config_of(videos: Path, store: Path, format: str) -> RunConfig:
+    settings = {"data.root": str(videos), "data.store": str(store), "data.store_format": format}
+    return load_config("xclip-folder-b32", settings | {"towers.pretrained": None, "towers.precision": "fp32"})
+
+
+def make_clips(folder: Path, count: int) -> Path:
+    """Clips with texture that moves, so that decoding and JPEG have as much to do as in real ones."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        noise = torch.from_numpy(rng.normal(size=(1, 3, 120, 160))).float()
+        scene = sum(
+            torch.nn.functional.interpolate(noise[..., : 120 // n, : 160 // n], (480, 640), mode="bicubic")
+            * n
+            for n in (2, 8, 24)
+        )
+        scene = ((scene - scene.min()) / (scene.max() - scene.min()) * 255)[0].byte().permute(1, 2, 0).numpy()
+        with av.open(str(folder / f"clip{number:03}.mp4"), "w") as output:
+            stream = output.add_stream("libx264", rate=25, options={"g": "250", "crf": "23"})
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            for frame in range(375):
+                x, y = (int(160 + 150 * np.sin(frame / 60 + number)), int(120 + 110 * np.cos(frame / 45)))
+                picture = np.ascontiguousarray(scene[y : y + 240, x : x + 320])
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            output.mux(stream.encode())
+    return folder
+
+
+if __name__ == "__main__":
+    main()
