@@ -32,7 +32,7 @@ from tests.unit.training import (
     tiny_dataset,
     train_tiny,
 )
-from xclip_lab import Batch, create_model, load_config, train
+from xclip_lab import Batch, batching, create_model, load_config, train
 from xclip_lab.__main__ import main
 from xclip_lab.clips import FrameStore
 from xclip_lab.config import presets
@@ -357,7 +357,7 @@ def train_with_broken(run_dir: Path, accumulate: int) -> dict:
     """The videos of places 4 to 7, 10 and 11 of the first epoch's order are broken."""
     config = tiny_config({"data.on_error": "skip", "train.accumulate": accumulate})
     dataset = tiny_dataset()
-    order = train.epoch_order(len(dataset), config.seed, epoch=0)
+    order = batching.epoch_order(len(dataset), config.seed, epoch=0)
     broken = {dataset.samples[order[place]].video_id for place in (4, 5, 6, 7, 10, 11)}
     store = frames_of(dataset)
     kept = {name: clip for name, clip in store.clips.items() if name not in broken}
