@@ -56,11 +56,11 @@ class TowersConfig:
     """CLIP's two towers.
 
     `name` is a ViT that open_clip knows (`ViT-B-32-quickgelu`), or null with `architecture` given.
-    `pretrained` is an open_clip tag (`openai`), a file (OpenAI's archive, a state dict, safetensors) or
-    null for random weights. `freeze_layer_num`: -1 trains everything, 0 freezes embeddings and stems, n also
-    the first n blocks of both towers (official). `freeze_conv1` also freezes the patch embedding, whatever
-    else trains (GLSCL). `linear_patch` `3d` embeds patches over three frames (CLIP4Clip); officially it
-    switches freezing off, which `freeze_with_3d_patch` repairs (ledger 11). `mask_padded_words` hides padded
+    `pretrained` is an open_clip tag (`openai`), a file (OpenAI's archive, a state dict, safetensors, a whole
+    retrieval model) or null for random weights. `freeze_layer_num`: -1 trains everything, 0 freezes
+    embeddings and stems, n also the first n blocks of both towers (official). `freeze_conv1` also freezes the
+    patch embedding, whatever else trains (GLSCL). `linear_patch` `3d` embeds patches over three frames
+    (CLIP4Clip); officially it switches freezing off, which `freeze_with_3d_patch` repairs (ledger 11). `mask_padded_words` hides padded
     words from the text tower's attention (GLSCL). `mask_padded_frames` blackens padded frames before the 3D
     patch reaches into them (ledger 19). `precision` `fp16` keeps the towers' matrices in half
     precision as the official runs do (ledger 6).

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from xclip_lab.checkpoint import fill_officially, load_model, read_official
+from xclip_lab.checkpoint import fill_officially, load_model, read_official, run_folder_of
 from xclip_lab.config import ModelConfig, RunConfig, to_dict
 from xclip_lab.errors import CheckpointError, ConfigError
 from xclip_lab.families import FAMILIES, count_layers, options_of, read_config
+from xclip_lab.guards import TrainedOn, read_training
 from xclip_lab.heads import HEADS
 from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.pretrained import load_strictly
@@ -117,6 +118,14 @@ def start_from(config: RunConfig) -> RetrievalModel:
     trained_on = None if first is None else first.origin.trained_on
     model.origin = Origin(str(config.train.init), selection_split="unknown", trained_on=trained_on)
     return model
+
+
+def trained_before(model: RetrievalModel, config: RunConfig) -> TrainedOn | None:
+    """What the weights that a training starts from were trained on, where they are of a run of ours."""
+    towers = config.towers.pretrained
+    if model.origin.trained_on is None and towers is not None:
+        return read_training(run_folder_of(Path(towers)))
+    return model.origin.trained_on
 
 
 def _remedy(file: Path, ours: bool, config: RunConfig) -> str:

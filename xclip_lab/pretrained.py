@@ -29,6 +29,8 @@ OPENAI_SHA256 = {
     "ViT-B-16.pt": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
 }
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+_IN_MODEL = "clip."
+"""What stands before the names of the towers' weights in a whole model."""
 
 
 def locate(pretrained: str, name: str | None) -> Path:
@@ -153,11 +155,15 @@ def only_tensors(content: Any, name: str) -> dict[str, Tensor]:
 def load_clip_weights(towers: nn.Module, path: str | Path) -> None:
     """Fill the towers from a file of CLIP weights, in float32. A known archive's checksum is compared first.
 
+    Of a whole retrieval model, one of ours or of the official code, the towers are taken.
+
     Raises:
         CheckpointError: as `read_state_dict`; also missing, unexpected or mis-sized keys, which it lists.
     """
     check_openai_checksum(Path(path))
     state = {key: value.float() for key, value in read_state_dict(path).items() if key not in _NOT_WEIGHTS}
+    if f"{_IN_MODEL}logit_scale" in state:
+        state = {k.removeprefix(_IN_MODEL): v for k, v in state.items() if k.startswith(_IN_MODEL)}
     load_strictly(towers, state, str(path))
 
 

@@ -32,7 +32,7 @@ from xclip_lab.guards import check_training, read_training, record_training
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
 from xclip_lab.model import Origin, RetrievalModel, official_name
-from xclip_lab.official import check_start
+from xclip_lab.official import check_start, trained_before
 from xclip_lab.optim import create_optimizer, freeze_parameters, freeze_towers, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.resume import Checkpoints, differing_keys, disk_errors, read_stamp, run_lock
@@ -184,7 +184,7 @@ class Trainer:
                 )
                 record = {**versions(), "data": self.fingerprints}
                 write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
-                record_training(self.run_dir, self.train, self.model.origin.trained_on)
+                record_training(self.run_dir, self.train, trained_before(self.model, self.config))
         else:
             self._check_same_run(saved)
             if self.ranks.first:

@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from tests.shared import needs_shared, shared
-from tests.unit.training import film, tiny_config, tiny_dataset, train_tiny
+from tests.unit.training import film, frames_of, tiny_config, tiny_dataset, train_tiny
 from tests.videos import write_video
 from xclip_lab import Sample, VideoTextDataset, evaluate, fit, guards, load_dataset, load_model
 from xclip_lab.errors import CheckpointError, DatasetError
@@ -130,3 +131,16 @@ def test_msvd_shares_none():
     root = shared("annotations", "msvd")
     train = load_dataset("msvd", "train", root)
     check_training(train, [load_dataset("msvd", split, root) for split in ("val", "test")])
+
+
+def test_towers_of_a_run_keep_what_that_run_saw(tmp_path):
+    first = train_tiny(tmp_path / "first", {"train.max_steps": 1})
+    towers = str(first.checkpoint / "model.safetensors")
+    config = tiny_config({"towers.pretrained": towers, "train.max_steps": 1})
+    model = RetrievalModel(config.model)
+    loaded = load_model(tmp_path / "first").state_dict()
+    assert all(torch.equal(loaded[f"clip.{name}"], value) for name, value in model.clip.state_dict().items())
+    samples = [dataclasses.replace(s, video_id=f"w{s.video_id}") for s in tiny_dataset().samples]
+    other = VideoTextDataset("another", "train", ".", samples)
+    fit(model, config, other, tmp_path / "second", store=frames_of(other), progress=False)
+    assert set(guards.read_training(tmp_path / "second")) == {"tiny", "another"}

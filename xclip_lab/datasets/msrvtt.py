@@ -12,6 +12,8 @@ from xclip_lab.errors import DatasetError
 _DATA = "MSRVTT_data.json"
 _TEST = "MSRVTT_JSFUSION_test.csv"
 _OWN_NAMES = {"train": "train", "val": "validate", "test": "test"}
+
+
 def _with_1k_a(train: str, videos: int, aliases: tuple[str, ...] = ()) -> Protocol:
     return Protocol(
         {"train": Known(videos, 20 * videos), "test": Known(1000, 1000)},
