@@ -23,9 +23,9 @@ from xclip_lab.config import (
 )
 from xclip_lab.errors import CheckpointError, ConfigError
 from xclip_lab.families import check_options, read_config
-from xclip_lab.guards import read_training
 from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.pretrained import load_strictly, only_tensors, read_state_dict
+from xclip_lab.seen import read_seen
 
 MODEL_FILE = "model.safetensors"
 _TOO_WIDE = (torch.float64, torch.complex64, torch.complex128)
@@ -61,8 +61,8 @@ def load_model(path: str | Path) -> RetrievalModel:
         raise CheckpointError(f"{file} holds a config that this version does not know: {error}") from error
     model = RetrievalModel(config, load_pretrained=False)
     load_strictly(model, state, str(file))
-    trained_on = read_training(run_folder_of(file))
-    model.origin = Origin(str(file), _selection_split(file), _run_config(file), trained_on=trained_on)
+    seen = read_seen(run_folder_of(file))
+    model.origin = Origin(str(file), _selection_split(file), _run_config(file), seen=seen)
     return model.eval()
 
 

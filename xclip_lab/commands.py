@@ -85,7 +85,7 @@ def evaluate(arguments: Namespace) -> None:
     import xclip_lab
     from xclip_lab import study
     from xclip_lab.config import load_config
-    from xclip_lab.runs import result_dir
+    from xclip_lab.runs import evaluation_name, result_dir
 
     file, settings = _what_to_evaluate(arguments)
     shortcuts = {"evaluation.rerank": arguments.rerank, "evaluation.query_bank": arguments.query_bank}
@@ -99,7 +99,8 @@ def evaluate(arguments: Namespace) -> None:
     config = opened
     result = xclip_lab.evaluate(model, dataset, config)
     print(result)
-    print(f"saved in {result.save(arguments.out or result_dir(file, config, f'evaluation/{split}'))}")
+    name = evaluation_name(config, model.origin.run, split)
+    print(f"saved in {result.save(arguments.out or result_dir(file, config, name))}")
 
 
 def _what_to_evaluate(arguments: Namespace) -> tuple[Path | None, str | Path]:
@@ -283,11 +284,11 @@ def runs(arguments: Namespace) -> None:
     from xclip_lab.runs import list_runs
 
     shown = [("t2v", "R@1"), ("t2v", "R@5"), ("t2v", "MdR"), ("v2t", "R@1")]
-    rows = [["run", "preset", "state", *(f"{side}/{name}" for side, name in shown)]]
+    rows = [["run", "preset", "data", "state", *(f"{side}/{name}" for side, name in shown)]]
     for run in list_runs(arguments.root):
         values = [run.metrics.get(side, {}).get(name) for side, name in shown]
         cells = ["-" if value is None else f"{value:.1f}" for value in values]
-        rows.append([run.name, run.preset, run.state, *cells])
+        rows.append([run.name, run.preset, run.data, run.state, *cells])
     _print_table(rows)
 
 

@@ -60,10 +60,10 @@ class TowersConfig:
     retrieval model) or null for random weights. `freeze_layer_num`: -1 trains everything, 0 freezes
     embeddings and stems, n also the first n blocks of both towers (official). `freeze_conv1` also freezes the
     patch embedding, whatever else trains (GLSCL). `linear_patch` `3d` embeds patches over three frames
-    (CLIP4Clip); officially it switches freezing off, which `freeze_with_3d_patch` repairs (ledger 11). `mask_padded_words` hides padded
-    words from the text tower's attention (GLSCL). `mask_padded_frames` blackens padded frames before the 3D
-    patch reaches into them (ledger 19). `precision` `fp16` keeps the towers' matrices in half
-    precision as the official runs do (ledger 6).
+    (CLIP4Clip); officially it switches freezing off, which `freeze_with_3d_patch` repairs (ledger 11).
+    `mask_padded_words` hides padded words from the text tower's attention (GLSCL). `mask_padded_frames`
+    blackens padded frames before the 3D patch reaches into them (ledger 19). `precision` `fp16` keeps the
+    towers' matrices in half precision as the official runs do (ledger 6).
     """
 
     name: str | None = "ViT-B-32-quickgelu"

@@ -221,6 +221,22 @@ def first_speaks(ranks: Ranks) -> Iterator[None]:
             sys.exit(128 + signal.SIGINT)
 
 
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        TrainingError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TrainingError(f"train.device: {name!r} cannot be used here; try auto or cpu") from error
+    return device
+
+
 def local_device(name: str, world: int, local_rank: int) -> str:
     """`train.device` for one of `world` processes: where they use GPUs, each has its own.
 

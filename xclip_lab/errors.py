@@ -13,6 +13,10 @@ class DatasetError(UserError):
     """Annotations or videos that are missing, malformed or do not fit the protocol."""
 
 
+class AbsentError(DatasetError):
+    """A split, or its annotation files, that are not there."""
+
+
 class VideoError(UserError):
     """A video file that cannot be read; names the file, the decoder and the reason, in one line whatever the
     file is called."""

@@ -17,7 +17,7 @@ from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.features import StoredClips, open_clips
-from xclip_lab.guards import check_evaluation
+from xclip_lab.guards import check_evaluation, known_videos
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.rerank import dual_softmax, qb_norm
@@ -69,7 +69,7 @@ def evaluate(
     """
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
-    seen = check_evaluation(model.origin.trained_on, dataset, int(config.data.allow_overlap))
+    seen = check_evaluation(model.origin.seen, dataset, int(config.data.allow_overlap))
     bank = _query_bank(dataset, config, bank) if settings.rerank == "qb_norm" else None
     check_vocabulary(model.clip.token_embedding.num_embeddings)
     encoded = encode(model, dataset, config, store, progress)
@@ -84,7 +84,8 @@ def evaluate(
         "dataset_fingerprint": dataset_fingerprint(dataset),
         "protocol": dataset.protocol,
         "selection_split": model.origin.selection_split,
-        "trained_on": seen,
+        **seen,
+        "known_videos": known_videos(dataset),
         "post_processing": "none",
         "ties": settings.ties,
         "intervals": {"draws": draws, "clusters": "pair" if kept.groups is not None else "video"}

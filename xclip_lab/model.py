@@ -15,6 +15,7 @@ from xclip_lab.config import ModelConfig, RunConfig
 from xclip_lab.heads import HEADS
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.preprocess import normalise
+from xclip_lab.seen import Seen
 from xclip_lab.temporal import AGG_MODULES
 from xclip_lab.tokens import TokenSet
 
@@ -33,15 +34,15 @@ class Origin:
         checkpoint: the file, or what is to be said of weights without one. selection_split: the split that
             chose the checkpoint, None where none did. run: the config it was trained with, if known: frames
             are sampled the same way unless told otherwise. dtypes: of the weights in an official file, by
-            their official names. trained_on: of each dataset and split the videos it was trained on, None
-            where not known.
+            their official names. seen: which videos it was trained on and selected by, None where not
+            known.
     """
 
     checkpoint: str
     selection_split: str | None = None
     run: RunConfig | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
-    trained_on: Mapping[str, Mapping[str, list[str]]] | None = None
+    seen: Seen | None = None
 
 
 class RetrievalModel(nn.Module):

@@ -18,10 +18,10 @@ from xclip_lab.checkpoint import fill_officially, load_model, read_official, run
 from xclip_lab.config import ModelConfig, RunConfig, to_dict
 from xclip_lab.errors import CheckpointError, ConfigError
 from xclip_lab.families import FAMILIES, count_layers, options_of, read_config
-from xclip_lab.guards import TrainedOn, read_training
 from xclip_lab.heads import HEADS
 from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.pretrained import load_strictly
+from xclip_lab.seen import Seen, read_seen
 
 _LENGTHS = {"max_words": "word_logit_weight", "max_frames": "frame_logit_weight"}
 
@@ -115,17 +115,17 @@ def start_from(config: RunConfig) -> RetrievalModel:
         raise CheckpointError(
             f"train.init: {error} (a training starts from all weights of the preset's own model)"
         ) from error
-    trained_on = None if first is None else first.origin.trained_on
-    model.origin = Origin(str(config.train.init), selection_split="unknown", trained_on=trained_on)
+    seen = None if first is None else first.origin.seen
+    model.origin = Origin(str(config.train.init), selection_split="unknown", seen=seen)
     return model
 
 
-def trained_before(model: RetrievalModel, config: RunConfig) -> TrainedOn | None:
-    """What the weights that a training starts from were trained on, where they are of a run of ours."""
+def seen_before(model: RetrievalModel, config: RunConfig) -> Seen:
+    """What the weights that a training starts from have seen, as far as they are of a run of ours."""
     towers = config.towers.pretrained
-    if model.origin.trained_on is None and towers is not None:
-        return read_training(run_folder_of(Path(towers)))
-    return model.origin.trained_on
+    if model.origin.seen is None and towers is not None:
+        return read_seen(run_folder_of(Path(towers))) or Seen()
+    return model.origin.seen or Seen()
 
 
 def _remedy(file: Path, ours: bool, config: RunConfig) -> str:

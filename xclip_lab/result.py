@@ -203,6 +203,9 @@ class Result:
             f"ties {stamp['ties']}, post-processing {self._post_processing()}, "
             f"checkpoint selected on {stamp['selection_split'] or 'no split'}",
         ]
+        known = stamp.get("known_videos")
+        if known is not None and known != len(self.videos):
+            lines.insert(1, f"attention: the protocol has {known:,} videos here, not {len(self.videos):,}")
         if stamp.get("trained_on"):
             lines.insert(1, f"attention: the model was trained on {stamp['trained_on']} of these videos")
         if stamp["missing_videos"]:

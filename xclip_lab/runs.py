@@ -25,10 +25,12 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A line of `list_runs`: `state` in words, `metrics` as `{"t2v": {"R@1": ...}, ...}` or empty."""
+    """A line of `list_runs`: `state` in words, `data` as dataset, protocol and split of the `metrics`, which
+    are `{"t2v": {"R@1": ...}, ...}` or empty."""
 
     name: str
     preset: str
+    data: str
     state: str
     metrics: dict[str, dict[str, float]]
 
@@ -83,6 +85,18 @@ def result_dir(
     key = f"{file.absolute()} {config_hash(config)}"
     elsewhere = Path(root) / f"checkpoint_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     return (run_folder_of(file) or elsewhere) / name
+
+
+def evaluation_name(config: RunConfig, trained: RunConfig | None, split: str) -> str:
+    """The name of an evaluation in a run's folder: `evaluation/test`, and one of its own on other data than
+    the run's, so that no number takes another's place."""
+    of_run, here = (
+        [d.dataset, d.protocol, d.root, d.videos] for d in ((trained or config).data, config.data)
+    )
+    if of_run == here:
+        return f"evaluation/{split}"
+    place = "" if of_run[2:] == here[2:] else hashlib.sha256(repr(here).encode()).hexdigest()[:8]
+    return "evaluation/" + "-".join(part for part in (here[0], here[1], split, place) if part)
 
 
 def prepare_data(config: RunConfig, progress: bool = True) -> None:
@@ -199,12 +213,15 @@ def _summary(run_dir: Path) -> RunSummary:
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
         preset, epochs, split = config["preset"], config["train"]["epochs"], config["data"]["test_split"]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return RunSummary(run_dir.name, "?", "config.yaml is damaged", {})
+        return RunSummary(run_dir.name, "?", "?", "config.yaml is damaged", {})
     stamp = _read_json(run_dir / "checkpoints" / "last" / "stamp.json")
     state = _state(stamp, epochs) if stamp else "no checkpoint"
     evaluated = _read_json(run_dir / "evaluation" / split / "metrics.json")
     metrics = _read_json(run_dir / "metrics.json") or evaluated
-    return RunSummary(run_dir.name, preset, state, metrics)
+    data = " ".join(
+        part for part in (config["data"]["dataset"], config["data"].get("protocol"), split) if part
+    )
+    return RunSummary(run_dir.name, preset, data, state, metrics)
 
 
 def _state(stamp: dict[str, Any], epochs: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -17,7 +16,8 @@ from xclip_lab.checkpoint import load_model
 from xclip_lab.clips import BrokenClip, Clip, ClipDataset, FrameStore, preload
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.datasets import VideoTextDataset, load_dataset
-from xclip_lab.errors import DatasetError, UserError, VideoError
+from xclip_lab.distributed import resolve_device
+from xclip_lab.errors import AbsentError, ConfigError, DatasetError, UserError, VideoError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.guards import check_training
 from xclip_lab.model import RetrievalModel, create_model
@@ -27,7 +27,6 @@ from xclip_lab.result import Result
 from xclip_lab.resume import seed_everything
 from xclip_lab.runs import NOTEBOOKS
 from xclip_lab.synthetic import ClipTruth, load_truth
-from xclip_lab.train import resolve_device
 
 LEVELS = {1: "1 objects", 2: "2 motion", 3: "3 order", 4: "4 distractors"}
 
@@ -122,12 +121,15 @@ def open_training_splits(config: RunConfig) -> tuple[VideoTextDataset, VideoText
     """
     data = config.data
     train = open_split(config, data.train_split)
+    if train.split != data.train_split:
+        raise ConfigError(
+            f"data.train_split: {data.train_split!r} of {data.dataset} is its {train.split!r}; name another"
+        )
     val = open_split(config, data.val_split) if data.val_split else None
-    test = None
-    with contextlib.suppress(DatasetError):  # training needs no test split
-        test = val if data.test_split == data.val_split else open_split(config, data.test_split)
-    if test is not None and test is not val:
-        check_training(train, [test], data.allow_overlap)
+    try:
+        check_training(train, open_split(config, data.test_split), data.allow_overlap)
+    except AbsentError as error:
+        print(f"attention: whether test videos are in {train.split!r} is not known: {error}")
     return train, val
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from tqdm.auto import tqdm
 
@@ -24,18 +23,19 @@ from xclip_lab.batching import Batch, make_loader, training_order
 from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
 from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets.base import VideoTextDataset
-from xclip_lab.distributed import PeerLost, Ranks, joined, local_device
+from xclip_lab.distributed import PeerLost, Ranks, joined, local_device, resolve_device
 from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.features import open_clips
-from xclip_lab.guards import check_training, read_training, record_training
+from xclip_lab.guards import check_training
 from xclip_lab.history import History, Row, read_history
 from xclip_lab.interrupt import DelayedInterrupt
 from xclip_lab.model import Origin, RetrievalModel, official_name
-from xclip_lab.official import check_start, trained_before
+from xclip_lab.official import check_start, seen_before
 from xclip_lab.optim import create_optimizer, freeze_parameters, freeze_towers, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.resume import Checkpoints, differing_keys, disk_errors, read_stamp, run_lock
+from xclip_lab.seen import read_seen, split_of, write_seen
 from xclip_lab.step import Stepper
 from xclip_lab.text import check_vocabulary
 
@@ -105,8 +105,8 @@ def fit(
         KeyboardInterrupt: after the first Ctrl-C once the step is finished and saved; at the second at once.
     """
     run_dir = Path(run_dir)
-    if val is not None:
-        check_training(train, [val], int(config.data.allow_overlap))
+    if val is not None and split_of(val) != split_of(train):
+        check_training(train, val, int(config.data.allow_overlap))
     with (
         joined(config.train.device) as ranks,
         run_lock(run_dir) if ranks.first else nullcontext(),
@@ -184,7 +184,8 @@ class Trainer:
                 )
                 record = {**versions(), "data": self.fingerprints}
                 write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
-                record_training(self.run_dir, self.train, trained_before(self.model, self.config))
+                before = seen_before(self.model, self.config)
+                write_seen(self.run_dir, before.with_run(self.train, self.val))
         else:
             self._check_same_run(saved)
             if self.ranks.first:
@@ -235,8 +236,8 @@ class Trainer:
         Raises:
             TrainingError: its stamp or record is damaged.
         """
-        trained_on = read_training(self.run_dir)
-        self.model.origin = Origin(str(self.checkpoints.last), run=self.config, trained_on=trained_on)
+        last, seen = str(self.checkpoints.last), read_seen(self.run_dir)
+        self.model.origin = Origin(last, run=self.config, seen=seen)
         broken = {video: why for of in self.ranks.collect(self.broken) for video, why in of.items()}
         result = None
         if self.ranks.first:
@@ -378,22 +379,6 @@ class Trainer:
                     f"{self.run_dir} holds a run with other {role} samples; "
                     "bring the annotations back to go on with it, or choose another run folder"
                 )
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU.
-
-    Raises:
-        TrainingError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TrainingError(f"train.device: {name!r} cannot be used here; try auto or cpu") from error
-    return device
 
 
 def _share_of_a_part(config: RunConfig, world: int) -> int:

@@ -14,9 +14,10 @@ from xclip_lab.datasets import (  # noqa: F401  (each enters itself into the reg
     synthetic,
     vatex,
 )
-from xclip_lab.datasets.base import DATASETS, Family, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.base import DATASETS, FAMILY_NAMES, Family, Sample, Source, VideoTextDataset
 from xclip_lab.datasets.reading import own_name
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import ConfigError, DatasetError
+from xclip_lab.registry import did_you_mean
 
 __all__ = ["DATASETS", "Sample", "VideoTextDataset", "load_dataset"]
 
@@ -39,9 +40,12 @@ def load_dataset(
         videos: where the videos lie, None for below `root`. family: see `Source`.
 
     Raises:
-        ConfigError: no reader of that name. DatasetError: missing or malformed annotations.
+        ConfigError: no reader or family of that name. DatasetError: missing or malformed annotations.
     """
     reader = DATASETS[name]
+    if family is not None and family not in FAMILY_NAMES:
+        known = ", ".join(FAMILY_NAMES)
+        raise ConfigError(f"unknown family {family!r}{did_you_mean(family, FAMILY_NAMES)} (known: {known})")
     places = {"data.root": Path(root)} | ({"data.videos": Path(videos)} if videos is not None else {})
     for key, place in places.items():
         if not place.exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
 from xclip_lab.datasets.files import find_all
 from xclip_lab.datasets.reading import read_rows, read_text
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import AbsentError, DatasetError
 
 _SUFFIXES = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
@@ -42,7 +42,7 @@ def folder(source: Source) -> VideoTextDataset:
         raise DatasetError(f"dataset 'folder' has no protocols, {protocol!r} was asked for")
     samples, undivided = _samples(root, split, source.videos)
     if not samples:
-        raise DatasetError(f"{root}: no sample of split {split!r} in it")
+        raise AbsentError(f"{root}: no sample of split {split!r} in it")
     _check_files(root, samples)
     return VideoTextDataset(name="folder", split=split, root=root, samples=samples, undivided=undivided)
 

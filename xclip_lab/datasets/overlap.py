@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,8 +39,11 @@ def overlap(
         contents: of each file that may have a twin what its content is told by; None reads them here and now.
     """
     if contents is None:
-        paths = {s.path for dataset in (one, other) for s in dataset.video_samples() if s.path is not None}
-        contents = {path: digest(path) for path in of_equal_size(paths)}
+        sizes = [
+            {s.path: size_of(s.path) for s in of.video_samples() if s.path is not None} for of in (one, other)
+        ]
+        shared = set(sizes[0].values()) & set(sizes[1].values()) - {0}
+        contents = {path: digest(path) for of in sizes for path, size in of.items() if size in shared}
     ids = set(one.videos) & set(other.videos)
     mine: dict[Any, list[Sample]] = {}
     for sample in one.video_samples():
@@ -54,10 +58,21 @@ def overlap(
 
 
 def of_equal_size(paths: Iterable[Path]) -> list[Path]:
-    """The files that may have the same content as another one."""
-    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    """The videos that may have the same content as another one."""
+    sizes = {path: size_of(path) for path in paths}
     shared = Counter(sizes.values())
     return [path for path, size in sizes.items() if size and shared[size] > 1]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or of all files in a folder; 0 where nothing is there."""
+    try:
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                return sum(entry.stat().st_size for entry in entries)
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def digest(path: Path) -> str:

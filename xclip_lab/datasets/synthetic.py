@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import AbsentError, DatasetError
 
 CONFIG_FILE = "generate.yaml"
 
@@ -39,11 +39,11 @@ def read_annotations(root: Path, split: str) -> list[dict[str, Any]]:
     remedy = f"run: xclip-lab data generate --root {root}"
     if not path.is_file():
         if (root / CONFIG_FILE).is_file():
-            raise DatasetError(
+            raise AbsentError(
                 f"{root}: no generated split {split!r}: its {CONFIG_FILE} asks for no {split} clips, or "
                 f"generating was interrupted; to go on, {remedy}"
             )
-        raise DatasetError(f"{root}: no generated clips here; {remedy}")
+        raise AbsentError(f"{root}: no generated clips here; {remedy}")
     lines = path.read_text().splitlines()
     try:
         return [json.loads(line) for line in lines]
