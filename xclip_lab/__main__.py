@@ -257,6 +257,7 @@ def _parser() -> _Parser:
     prepare.add_argument("--to", choices=("frames", "video"), help="write files in place of a store")
     prepare.add_argument("--out", metavar="DIR", help="where the files go")
     prepare.add_argument("--fps", type=float, metavar="N", help="frames a second in the files")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes; else one a core")
     prepare.add_argument("--short-side", type=int, metavar="N", help="their short side in pixels")
     prepare.add_argument("--split", action="append", help="only this split; may be given several times")
 

@@ -145,8 +145,11 @@ class ClipDataset(Clips):
         shuffler = self._random(index)
         if self.training and self.config.data.augment != "none":
             pixels = augment_frames(pixels, int(self._random(index, _AUGMENT).integers(2**63)))
-        order = sampling.order_frames(list(range(len(pixels))), self.config.data.frame_order, shuffler)
-        return Clip(index, sample.video_id, sample.caption, pixels[order], timestamps[order], decoder)
+        if self.config.data.frame_order:
+            places = list(range(len(pixels)))
+            order = torch.tensor(sampling.order_frames(places, self.config.data.frame_order, shuffler))
+            pixels, timestamps = pixels.index_select(0, order), timestamps.index_select(0, order)
+        return Clip(index, sample.video_id, sample.caption, pixels, timestamps, decoder)
 
     def _random(self, index: int, *what: int) -> np.random.Generator:
         """What is random depends on the place in the dataset and the epoch, not on the worker or the step."""
@@ -157,15 +160,15 @@ class ClipDataset(Clips):
             if sample.video_id in self.store.broken:
                 raise VideoError(self.store.broken[sample.video_id])
             return *self.store.clips[sample.video_id], None
-        kept = None if self.kept is None else self.kept.read(sample)
-        if kept is None:
-            moves = self.training and self.config.data.frame_jitter
-            jitter = self._random(index, _JITTER) if moves else None
-            verify = sample.video_id not in self.passed
-            kept = load_frames(sample, self.config, self.image_size, verify, jitter)
+        verify = sample.video_id not in self.passed
+        if self.training and self.config.data.frame_jitter:  # other frames every epoch: nothing to keep
+            return load_frames(sample, self.config, self.image_size, verify, self._random(index, _JITTER))
+        frames = None if self.kept is None else self.kept.read(sample)
+        if frames is None:
+            frames = load_frames(sample, self.config, self.image_size, verify)
             if self.kept is not None:
-                self.kept.write(sample, kept)
-        return kept
+                self.kept.write(sample, frames)
+        return frames
 
 
 def load_frames(

@@ -209,9 +209,10 @@ def data_prepare(arguments: Namespace) -> None:
     if config.data.store is None:
         raise ConfigError("no folder for the frames; name it by --store DIR")
     print(f"decoded frames go to {config.data.store}", flush=True)
-    report = prepare(study.open_splits(config, arguments.split), config)
+    report = prepare(study.open_splits(config, arguments.split), config, _workers(arguments))
     print(report)
     _complain_of(report.failed)
+    print(f"next: any command on this data with --data.store {config.data.store}")
 
 
 def _export(arguments: Namespace) -> None:
@@ -220,15 +221,15 @@ def _export(arguments: Namespace) -> None:
     from xclip_lab.config import load_config
     from xclip_lab.export import export, names
 
-    if arguments.out is None:
-        raise ConfigError(f"--to {arguments.to} needs --out DIR, where the files go")
+    if arguments.out is None or arguments.store is not None:
+        raise ConfigError(f"--to {arguments.to} writes files: name their folder by --out DIR, and no --store")
     config = load_config(*_dataset(arguments, {}))
     samples = [s for dataset in study.open_splits(config, arguments.split) for s in dataset.samples]
     found = {s.video_id: s.path for s in samples if s.path is not None}
     if config.data.dataset == "folder":
         found = names(found.values(), Path(config.data.videos or config.data.root))
     report = export(
-        found, arguments.out, arguments.to, arguments.fps, arguments.short_side, config.data.workers
+        found, arguments.out, arguments.to, arguments.fps, arguments.short_side, _workers(arguments)
     )
     print(report)
     missing = {s.video_id: "no file" for s in samples if s.path is None}
@@ -248,6 +249,14 @@ def _dataset(arguments: Namespace, shortcuts: Mapping[str, str | None]) -> tuple
     return preset, _with(arguments, {**places, **shortcuts})
 
 
+def _workers(arguments: Namespace) -> int:
+    from xclip_lab.workers import usable_cores
+
+    if arguments.workers is not None and arguments.workers < 0:
+        raise ConfigError(f"--workers {arguments.workers} is not a number of processes")
+    return usable_cores() if arguments.workers is None else arguments.workers
+
+
 def _complain_of(failed: Mapping[str, str]) -> None:
     if failed:
         video, reason = next(iter(failed.items()))
@@ -263,6 +272,7 @@ def embed(arguments: Namespace) -> None:
     from xclip_lab.checkpoint import find_model_file, run_folder_of
     from xclip_lab.config import load_config
     from xclip_lab.features import embed as store_features
+    from xclip_lab.features import left_out
 
     trained = arguments.run_or_checkpoint
     file = None if trained is None else find_model_file(trained)
@@ -275,7 +285,9 @@ def embed(arguments: Namespace) -> None:
     model, config = study.open_model(file, load_config(settings, arguments.overrides))
     for dataset in study.open_splits(config, arguments.split):
         place = store_features(model, dataset, config, arguments.out, arguments.precision)
-        print(f"{dataset.split}: {len(dataset)} captions, {len(dataset.videos)} videos in {place}")
+        lost = left_out(place)
+        without = f", without {len(lost)} that cannot be read: {', '.join(list(lost)[:5])}" if lost else ""
+        print(f"{dataset.split}: {len(dataset)} captions, {len(dataset.videos)} videos{without} in {place}")
     print(f"next: train what follows the towers with --data.features {arguments.out}")
 
 

@@ -30,20 +30,6 @@ def refuse_head_as_agg_module(temporal: Any) -> None:
         raise ConfigError(f"temporal.agg_module: {agg_module} is a head here; set head.name={agg_module}")
 
 
-def _check_frames(data: DataConfig) -> None:
-    """What comes anew every epoch cannot be kept."""
-    kept = next((key for key in ("features", "store", "preload") if getattr(data, key)), None)
-    if kept is not None and data.frame_jitter:
-        raise ConfigError(
-            f"data.frame_jitter: training frames move every epoch, and data.{kept} keeps them; leave out one "
-            "of the two (folders of frames, by xclip-lab data prepare --to frames, are quick to read as well)"
-        )
-    if data.features is not None and data.augment != "none":
-        raise ConfigError(
-            "data.augment: stored features have no pixels; set it to none, or data.features=null"
-        )
-
-
 def check_together(config: RunConfig) -> None:
     """Refuse settings that are each allowed and make no sense together.
 
@@ -68,9 +54,24 @@ def check_together(config: RunConfig) -> None:
             f"train.accumulate: {train.accumulate} equal parts of train.batch_size {train.batch_size} "
             f"are not possible; a batch of {fits} is"
         )
-    _check_frames(config.data)
     if towers.precision == "fp16" and (config.optim.recipe == "modern" or train.precision == "bf16"):
         raise ConfigError(
             "towers.precision: fp16 is the official recipe's way; with optim.recipe=modern or "
             "train.precision=bf16 the weights stay fp32"
         )
+
+
+def check_training_frames(data: DataConfig) -> None:
+    """Refuse to train on kept frames what comes anew every epoch.
+
+    Raises:
+        ConfigError: names the two keys.
+    """
+    kept = next((key for key in ("features", "preload") if getattr(data, key)), None)
+    if kept is not None and data.frame_jitter:
+        raise ConfigError(
+            f"data.frame_jitter: training frames move every epoch, and data.{kept} keeps them; leave out one "
+            "of the two (folders of frames, by xclip-lab data prepare --to frames, are quick to read as well)"
+        )
+    if data.features is not None and data.augment != "none":
+        raise ConfigError("data.augment: stored features have no pixels; set it to none")

@@ -1,5 +1,12 @@
 """Errors that are the user's to mend. The command line prints each as one line and exits with code 2."""
 
+import errno
+
+
+def disk_remedy(error: OSError) -> str:
+    """What to do about a disk that does not take a file."""
+    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
+
 
 class UserError(Exception):
     """Bad input: the message names the culprit and the remedy. Base of every error below."""

@@ -30,13 +30,14 @@ from xclip_lab.batching import make_loader
 from xclip_lab.clips import BrokenClip, ClipDataset, Clips, FrameStore, StoredClip
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
-from xclip_lab.errors import ConfigError, DatasetError
+from xclip_lab.errors import ConfigError, DatasetError, disk_remedy
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint
 from xclip_lab.text import tokenize
 
 STAMP = "features.json"
 _FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos")
+_TOWER_SETTINGS = ("linear_patch", "mask_padded_words", "mask_padded_frames", "precision")
 _ARRAYS = ("words", "text_mask", "frames", "video_mask")
 
 
@@ -70,7 +71,8 @@ def embed(
             split.embed_videos(progress)
     except OSError as error:
         raise DatasetError(
-            f"{error.filename or folder}: {error.strerror or error}; make room and start again, it goes on"
+            f"{error.filename or folder}: {error.strerror or error}; {disk_remedy(error)}; where something is "
+            "embedded already, the same command goes on"
         ) from error
     return split.place
 
@@ -111,7 +113,7 @@ class _Split:
     def _array(self, name: str, shape: tuple[int, ...], values: np.dtype) -> np.memmap:
         path = self.place / f"{name}.npy"
         if self.note.is_file():
-            return open_memmap(path, mode="r+")
+            return _open(path, shape, "r+")
         array = open_memmap(path, mode="w+", dtype=values, shape=shape)
         with path.open("r+b") as file:  # a disk that is too full says so now, and not by a signal later
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -139,7 +141,12 @@ class _Split:
         config = replace(self.config, data=data)
         clips = ClipDataset(self.dataset, config, unique_videos=True, image_size=self.model.image_size)
         start = self.state["videos"]
-        loader = make_loader(clips, list(range(start, len(clips))), self.size)
+        # Those that could not be read before may have been mended since.
+        again = [
+            row for row, video in enumerate(self.dataset.videos[:start]) if video in self.state["broken"]
+        ]
+        order = [*again, *range(start, len(clips))]
+        loader = make_loader(clips, order, self.size)
         bar = tqdm(loader.in_place(), "embed videos", len(loader), unit="batch", disable=not progress)
         for number, batch in enumerate(bar, 1):
             if batch is not None:
@@ -147,9 +154,11 @@ class _Split:
                 rows = batch.index
                 self.frames[rows] = self.model.frame_features(given.video, given.video_mask).cpu()
                 self.video_mask[rows] = batch.video_mask
+                for video in batch.video_ids or ():
+                    self.state["broken"].pop(video, None)
             self.state["broken"] |= loader.broken
             self._check_broken()
-            self._done(videos=min(start + number * self.size, len(clips)))
+            self._done(videos=max(start, start + min(number * self.size, len(order)) - len(again)))
 
     def _check_broken(self) -> None:
         broken, allowed = self.state["broken"], self.config.evaluation.allow_missing
@@ -158,6 +167,11 @@ class _Split:
                 f"{self.dataset.name} / {self.dataset.split}: {len(broken)} videos cannot be read, such as "
                 f"{next(iter(broken.values()))}; evaluation.allow_missing is {allowed}"
             )
+
+
+def left_out(place: Path) -> dict[str, str]:
+    """The videos of an embedded split that could not be read, with the reason."""
+    return _read_json(place / "split.json")["broken"]
 
 
 def towers_hash(model: RetrievalModel) -> str:
@@ -208,7 +222,13 @@ class StoredClips(Clips):
         self.broken: dict[str, str] = note["broken"]
         columns = dataset.text_to_video
         self._rows = np.unique(columns, return_index=True)[1] if unique_videos else np.arange(len(columns))
-        self._arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        sizes = {"words": config.max_words, "text_mask": config.max_words}
+        self._arrays = {}
+        for name in _ARRAYS:
+            rows = len(dataset) if name in sizes else len(dataset.videos)
+            shape = (rows, sizes.get(name, config.max_frames))
+            width = () if name.endswith("mask") else (model.clip.sizes.embed_dim,)
+            self._arrays[name] = _open(place / f"{name}.npy", (*shape, *width), "r")
 
     def __getitem__(self, index: int) -> StoredClip | BrokenClip:
         sample, row = self.samples[index], self._rows[index]
@@ -250,7 +270,9 @@ def open_clips(
 def _origin(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
     frames = {name: getattr(config.data, name) for name in _FRAME_SETTINGS}
     sizes = {"max_words": config.max_words, "max_frames": config.max_frames}
-    return {"towers": towers_hash(model), **sizes, **frames}
+    towers = {f"towers.{name}": getattr(config.towers, name) for name in _TOWER_SETTINGS}
+    activation = {"quick_gelu": model.clip.sizes.quick_gelu}
+    return {"towers": towers_hash(model), **sizes, **frames, **towers, **activation}
 
 
 def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
@@ -260,6 +282,20 @@ def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
         if found.get(key) != wanted:
             told = "are of other towers" if key == "towers" else f"have {key} {found.get(key)}, not {wanted}"
             raise ConfigError(f"data.features: the features in {folder} {told}; embed these anew elsewhere")
+
+
+def _open(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"]) -> np.memmap:
+    """A stored array. One that was cut off would be filled with zeros on opening."""
+    try:
+        array = open_memmap(path, mode="r")
+        whole = array.shape == shape and path.stat().st_size == array.offset + array.nbytes
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.features: {path} is missing or damaged ({error}); delete its folder"
+        ) from error
+    if not whole:
+        raise ConfigError(f"data.features: {path} is damaged (not of shape {list(shape)}); delete its folder")
+    return open_memmap(path, mode=mode)
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from xclip_lab.atomic import write_text
 from xclip_lab.clips import load_frames, tower_image_size
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import Sample, VideoTextDataset
-from xclip_lab.errors import DatasetError, VideoError
+from xclip_lab.errors import DatasetError, disk_remedy
 from xclip_lab.store import ClipStore
-from xclip_lab.workers import watched
+from xclip_lab.workers import usable_cores, watched
 
 TIMEOUT_S = 300.0
 """Seconds after which a decoder counts as stuck with a video."""
+FAILURES = "failures.json"
+_SHOWN = 5
 
 
 @dataclass
@@ -39,8 +45,9 @@ class Prepared:
             f"{self.bytes / 2**20:,.1f} MiB on disk{a_clip}",
         ]
         if self.failed:
-            lines.append(f"{len(self.failed)} videos cannot be read:")
-            lines += [f"  {video}: {reason}" for video, reason in self.failed.items()]
+            lines.append(f"{len(self.failed)} videos are missing or cannot be read:")
+            lines += [f"  {video}: {reason}" for video, reason in list(self.failed.items())[:_SHOWN]]
+            lines += [f"  ... all of them in {FAILURES}"] if len(self.failed) > _SHOWN else []
         return "\n".join(lines)
 
 
@@ -53,10 +60,11 @@ def prepare(
 ) -> Prepared:
     """Fill `config.data.store` with the frames of all videos of some splits, each decoded once.
 
-    Stopped at any moment it loses nothing: the same call goes on with what is missing.
+    Stopped at any moment it loses nothing: the same call goes on with what is missing. The videos that are
+    missing or cannot be read stand in the store's `failures.json`.
 
     Args:
-        workers: processes that decode, None for `config.data.workers`; 0 decodes in this one.
+        workers: processes that decode, None for one a core; 0 decodes in this one.
         timeout_s: seconds after which a decoder is stopped and its video counted as unreadable.
 
     Raises:
@@ -64,32 +72,41 @@ def prepare(
     """
     began = time.monotonic()
     # A clip is its video and its stretch: however many captions it has, and in how many splits.
-    samples = {(s.path, s.start, s.end): s for dataset in datasets for s in dataset.samples}
-    jobs = [(sample, config) for sample in samples.values()]
-    report = Prepared()
-    outcomes = watched(_keep, jobs, config.data.workers if workers is None else workers, timeout_s)
-    for number, outcome in tqdm(
-        outcomes, "decode", total=len(jobs), unit="video", disable=not progress, smoothing=0.05
-    ):
-        sample = jobs[number][0]
-        if isinstance(outcome.value, DatasetError):
-            raise outcome.value
-        if outcome.error is not None:
-            report.failed[sample.video_id] = outcome.error
-            continue
-        decoded, size = outcome.value
-        report.decoded += decoded
-        report.found += not decoded
-        report.bytes += size
+    samples = [sample for dataset in datasets for sample in dataset.samples]
+    report = Prepared(failed={s.video_id: "no file" for s in samples if s.path is None})
+    clips = {(s.path, s.start, s.end): s for s in samples if s.path is not None}
+    jobs = [(sample, config) for sample in clips.values()]
+    workers = usable_cores() if workers is None else workers
+    with contextlib.closing(watched(_keep, jobs, workers, timeout_s)) as outcomes:
+        bar = tqdm(outcomes, "decode", len(jobs), unit="video", disable=not progress, smoothing=0.05)
+        for number, outcome in bar:
+            if isinstance(outcome.value, DatasetError):
+                raise outcome.value
+            if outcome.error is not None:
+                report.failed[jobs[number][0].video_id] = outcome.error
+                continue
+            decoded, size = outcome.value
+            report.decoded += decoded
+            report.found += not decoded
+            report.bytes += size
     report.seconds = time.monotonic() - began
+    _note_failures(Path(str(config.data.store)), report.failed)
     return report
+
+
+def _note_failures(folder: Path, failed: dict[str, str]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FAILURES, json.dumps(failed, indent=1) + "\n")
+    except OSError as error:
+        raise DatasetError(
+            f"{folder}: {error.strerror or error}; {disk_remedy(error)} (data.store)"
+        ) from error
 
 
 def _keep(job: tuple[Sample, RunConfig]) -> Any:
     """Whether a clip was decoded now, and its bytes on disk; the error of a store that cannot be written."""
     sample, config = job
-    if sample.path is None:
-        raise VideoError(f"video {sample.video_id!r} has no file")
     size = tower_image_size(config)
     store = ClipStore(config.data, config.max_frames, size)
     if store.read(sample) is not None:

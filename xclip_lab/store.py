@@ -10,11 +10,13 @@ gets the frames of this one. Files appear whole or not at all, so many processes
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +30,13 @@ from xclip_lab.atomic import TEMPORARY, sync
 from xclip_lab.config import DataConfig
 from xclip_lab.datasets import Sample
 from xclip_lab.datasets.overlap import digest
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import DatasetError, disk_remedy
+from xclip_lab.frame_folder import NOTE_FILE
 from xclip_lab.video import Decoder
 
 JPEG_QUALITY = 90
+_LAYOUT = 1
+"""To be raised when a sampler or the preprocessing changes what it gives."""
 _DECODERS = ("decord", "av", "pillow")
 _CHOOSES = ("sampler", "feature_framerate", "slice_framepos", "store_format")
 
@@ -62,7 +67,12 @@ class ClipStore:
         self.folder = Path(data.store)
         self.image_size = image_size
         self.settings = {name: getattr(data, name) for name in _CHOOSES}
-        self.settings |= {"max_frames": max_frames, "image_size": image_size, **_versions()}
+        self.settings |= {
+            "max_frames": max_frames,
+            "image_size": image_size,
+            "layout": _LAYOUT,
+            **_versions(),
+        }
 
     def path(self, sample: Sample) -> Path:
         """Where a sample's frames lie or would lie.
@@ -104,8 +114,8 @@ class ClipStore:
             _write(path, save(tensors, metadata={"decoder": frames.decoder}))
         except OSError as error:
             raise DatasetError(
-                f"{error.filename or self.folder}: {error.strerror or error}; make room, or set data.store "
-                "to another folder; what is kept already stays good"
+                f"{error.filename or self.folder}: {error.strerror or error}; {disk_remedy(error)} (data.store); "
+                "what is kept already stays good"
             ) from error
         return path
 
@@ -114,8 +124,7 @@ class ClipStore:
         if sample.path is None:
             raise FileNotFoundError(f"video {sample.video_id!r} has no file")
         path = sample.path.absolute()
-        status = path.stat()
-        state = {"size": status.st_size, "changed_ns": status.st_mtime_ns}
+        state = _state(path)
         name = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
         note = self.folder / "sources" / name[:2] / f"{name}.json"
         try:
@@ -126,8 +135,25 @@ class ClipStore:
             pass
         content = digest(path)
         told = {"path": str(path), **state, "sha256": content}
-        _write(note, json.dumps(told).encode(errors="replace"))
+        with contextlib.suppress(OSError):  # in a store that can only be read it is worked out every time
+            _write(note, json.dumps(told).encode(errors="replace"))
         return content
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What changes when a video does: of a folder, the size and time of every frame in it."""
+    if not path.is_dir():
+        status = path.stat()
+        return {"size": status.st_size, "changed_ns": status.st_mtime_ns}
+    with os.scandir(path) as entries:
+        files = sorted((entry.name, *_stamp(entry.stat())) for entry in entries)
+    note = path.parent / NOTE_FILE
+    files += [(NOTE_FILE, *_stamp(note.stat()))] if note.is_file() else []
+    return {"frames": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def _strip(pixels: torch.Tensor) -> np.ndarray:
@@ -139,9 +165,9 @@ def _strip(pixels: torch.Tensor) -> np.ndarray:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Through a temporary file of this process, so that two of them do not meet in it."""
+    """Through a temporary file of its own, whatever process on whatever machine writes beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")
     try:
         temporary.write_bytes(content)
         sync(temporary)

@@ -22,6 +22,7 @@ from xclip_lab.atomic import write_text
 from xclip_lab.batching import Batch, make_loader, training_order
 from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
 from xclip_lab.config import RunConfig, to_dict
+from xclip_lab.consistency import check_training_frames
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.distributed import PeerLost, Ranks, joined, local_device, resolve_device
 from xclip_lab.errors import ConfigError, TrainingError
@@ -137,6 +138,7 @@ class Trainer:
         check_vocabulary(model.clip.token_embedding.weight.shape[0])
         self.config, self.train, self.val, self.run_dir = config, train, val, run_dir
         self.ranks = ranks or Ranks()
+        check_training_frames(config.data)
         self.share = _share_of_a_part(config, self.ranks.world)
         pairs = len(train) if config.data.captions == "all" else len(train.videos)
         self.steps_per_epoch = _steps_per_epoch(config, pairs)

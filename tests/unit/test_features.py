@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -115,6 +116,19 @@ def test_what_does_not_fit_is_refused(dataset, tmp_path):
     fewer = dataclasses.replace(dataset, samples=dataset.samples[:4])
     with pytest.raises(ConfigError, match="other captions"):
         StoredClips(model, fewer, _at(config, tmp_path))
+    seeing = _at(tiny_config({"towers.mask_padded_words": True}), tmp_path)
+    with pytest.raises(ConfigError, match=r"towers\.mask_padded_words False, not True"):
+        StoredClips(fresh(seeing), dataset, seeing)
+    frames = tmp_path / "train" / "frames.npy"
+    content = frames.read_bytes()
+    for damage in (content[:500], content + b"more", b""):
+        frames.write_bytes(damage)
+        with pytest.raises(ConfigError, match=r"frames\.npy is"):
+            StoredClips(model, dataset, _at(config, tmp_path))
+        with pytest.raises(ConfigError, match=r"frames\.npy is"):
+            embed(model, dataset, config, tmp_path, progress=False)
+        assert frames.read_bytes() == damage
+    frames.write_bytes(content)
     note = tmp_path / "train" / "split.json"
     note.write_text(note.read_text()[:20])
     with pytest.raises(ConfigError, match="damaged"):
@@ -135,6 +149,11 @@ def test_an_unreadable_video_is_named_or_counted(dataset, tmp_path):
     assert list(json.loads((place / "split.json").read_text())["broken"]) == ["v0"]
     stored = _at(config, tmp_path / "lenient")
     assert evaluate(model, dataset, stored).stamp["missing_videos"] == ["v0"]
+    shutil.copy(dataset.samples[1].path, broken)  # mended
+    embed(model, dataset, config, tmp_path / "lenient", progress=False)
+    assert evaluate(model, dataset, stored).stamp["missing_videos"] == []
+    frames = np.load(place / "frames.npy")
+    np.testing.assert_array_equal(frames[0], frames[1])
 
 
 def _at(config, folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.unit.training import train_tiny
 from tests.videos import write_video
-from xclip_lab import load_config, load_dataset, store
+from xclip_lab import Sample, load_config, load_dataset, store
 from xclip_lab.batching import make_loader
 from xclip_lab.clips import Clip, ClipDataset, load_frames, preload
 from xclip_lab.config import save_config
@@ -97,6 +99,48 @@ def test_frames_are_found_by_content_and_by_how_they_were_chosen(folder, monkeyp
     assert kept.path(sample) != place
 
 
+def test_a_frame_that_is_rewritten_in_its_folder(folder):
+    frames = folder / "frames" / "d"
+    frames.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(frames / f"{number}.png")
+    kept = clips_of(config_of(folder)).kept
+    sample = Sample("d", "x", path=frames)
+    place = kept.path(sample)
+    assert kept.path(sample) == place
+    Image.new("RGB", (40, 40), (0, 99, 0)).save(frames / "1.png")
+    rewritten = kept.path(sample)
+    assert rewritten != place
+    (frames.parent / "prepared.json").write_text('{"fps": 1}')
+    assert kept.path(sample) not in (place, rewritten)
+
+
+def test_a_store_that_can_only_be_read(folder, tmp_path):
+    config = config_of(folder)
+    clips = clips_of(config)
+    expected = clips[0].pixels
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    elsewhere = ClipDataset(load_dataset("folder", "train", moved), config, unique_videos=True)
+    with mock.patch("xclip_lab.store._write", side_effect=PermissionError(13, "Permission denied")):
+        assert torch.equal(elsewhere[0].pixels, expected)
+
+
+def test_jittered_training_frames_are_not_kept(folder):
+    write_video(folder / "long.mp4", 1000)
+    (folder / "clips.csv").write_text("video,caption\nlong.mp4,x\n")
+    config = config_of(folder, **{"data.sampler": "clip2video", "data.frame_jitter": True, "max_frames": 6})
+    dataset = load_dataset("folder", "train", folder)
+    training = ClipDataset(dataset, config, training=True)
+    drawn = []
+    for training.epoch in range(3):
+        drawn.append(training[0].timestamps.tolist())
+    assert drawn[0] != drawn[1] != drawn[2]
+    still = ClipDataset(dataset, config)
+    assert still[0].timestamps.tolist() not in drawn
+    with no_decoding():
+        assert isinstance(ClipDataset(dataset, config)[0], Clip)
+
+
 def test_a_damaged_entry_is_decoded_again(folder):
     config = config_of(folder)
     clips = clips_of(config)
@@ -115,7 +159,7 @@ def test_a_disk_that_is_full(folder):
         assert isinstance(clips_of(config)[0], UserError)
         with pytest.raises(DatasetError, match="No space left on device; make room"):
             next(iter(make_loader(clips_of(config), None, 2)))
-        with pytest.raises(DatasetError, match=r"set data\.store to"):
+        with pytest.raises(DatasetError, match=r"make room \(data\.store\)"):
             prepare([clips_of(config).dataset], config, workers=0, progress=False)
 
 
@@ -128,6 +172,16 @@ def test_prepare_decodes_each_clip_once_and_reports(folder):
     assert str(folder / "b.mp4") in report.failed["b.mp4"]
     assert report.bytes > 3 * 4 * 3 * 224 * 224
     assert "KiB a clip" in str(report)
+    lost = dataclasses.replace(
+        dataset, samples=[*dataset.samples, *(Sample(name, "no file") for name in "xyz")]
+    )
+    assert set(prepare([lost], config, workers=0, progress=False).failed) == {"b.mp4", "x", "y", "z"}
+    assert set(json.loads((folder.parent / "store" / "failures.json").read_text())) == {
+        "b.mp4",
+        "x",
+        "y",
+        "z",
+    }
     again = prepare([dataset], config, workers=0, progress=False)
     assert (again.decoded, again.found, again.bytes) == (0, 3, report.bytes)
     with no_decoding():
