@@ -71,8 +71,8 @@ def embed(
             split.embed_videos(progress)
     except OSError as error:
         raise DatasetError(
-            f"{error.filename or folder}: {error.strerror or error}; {disk_remedy(error)}; where something is "
-            "embedded already, the same command goes on"
+            f"{error.filename or folder}: {error.strerror or error}; {disk_remedy(error)}; what is embedded "
+            "already stays good"
         ) from error
     return split.place
 

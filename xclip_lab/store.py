@@ -114,8 +114,8 @@ class ClipStore:
             _write(path, save(tensors, metadata={"decoder": frames.decoder}))
         except OSError as error:
             raise DatasetError(
-                f"{error.filename or self.folder}: {error.strerror or error}; {disk_remedy(error)} (data.store); "
-                "what is kept already stays good"
+                f"{error.filename or self.folder}: {error.strerror or error}; {disk_remedy(error)} "
+                "(data.store); what is kept already stays good"
             ) from error
         return path
 

@@ -209,7 +209,8 @@ def test_a_run_from_clips_to_metrics(clips, run_dir, capsys):
     capsys.readouterr()
     assert main(["runs", str(run_dir.parent)]) == 0
     header, line = capsys.readouterr().out.splitlines()
-    assert line.split() == ["tiny", "quickstart", "finished,", "6", "steps", *line.split()[-4:]]
+    words = ["tiny", "quickstart", "synthetic", "test", "finished,", "6", "steps"]
+    assert line.split() == [*words, *line.split()[-4:]]
     assert header.split()[-4:] == ["t2v/R@1", "t2v/R@5", "t2v/MdR", "v2t/R@1"]
     assert line.split()[-4] == f"{result.metrics['t2v']['R@1']:.1f}"
 
