@@ -295,8 +295,9 @@ def _parser() -> _Parser:
         "presets",
         commands.presets,
         "list presets",
-        "Paper R@1 is what the authors state (text to video, nothing re-ranked), no result of ours; a preset "
-        "stands for their script. `xclip-lab train --preset NAME --KEY VALUE` changes a value.",
+        "Paper R@1 is what the authors state (text to video, nothing re-ranked), no result of ours. Batch, "
+        "epochs, words and frames are those of the script or command that a preset stands for, but for the "
+        "marked ones. `xclip-lab train --preset NAME --KEY VALUE` changes a value.",
         example="xclip-lab presets",
     )
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from xclip_lab.check_report import Look, Report, SplitCheck
+from xclip_lab.check_report import Elsewhere, Look, Report, SplitCheck
 from xclip_lab.datasets import load_dataset
 from xclip_lab.datasets.base import (
     DATASETS,
@@ -19,6 +20,7 @@ from xclip_lab.datasets.base import (
     Protocol,
     Source,
 )
+from xclip_lab.datasets.files import find_all, listed_ids, listing
 from xclip_lab.datasets.folder import VIDEO_SUFFIXES
 from xclip_lab.datasets.overlap import digest, of_equal_size, overlap
 from xclip_lab.datasets.reading import asked_for
@@ -97,6 +99,9 @@ def check(
             found.dataset = load_dataset(name, one, root, protocol, videos=videos, family=family)
         except DatasetError as error:
             found.error = " ".join(str(error).split())
+            if rules:
+                with contextlib.suppress(DatasetError):
+                    found.dataset = listing(name, Source(root, one, protocol, place, family))
         # Nobody said that one's own data have a validation split.
         if split is not None or rules or one != "val" or found.dataset:
             splits[one] = found
@@ -105,9 +110,31 @@ def check(
         splits = {"test": splits["test"]}  # the others are the same
     report = Report(name, protocol, root, place, splits, undivided=undivided, probed=open_videos)
     _open(report, workers, progress)
-    if split is None and place.is_dir():
-        report.unlisted = _count_unlisted(report)
+    if split is None:
+        report.elsewhere = _elsewhere(report)
+        if place.is_dir() and all(found.dataset for found in splits.values()):
+            report.unlisted = _count_unlisted(report)
     return report
+
+
+def _elsewhere(report: Report) -> dict[str, Elsewhere]:
+    """What val and test of the dataset's other protocols share with the splits, where their lists are there.
+    Those that have the same files as a split here, or as one before, are the same."""
+    protocols = PROTOCOLS.get(report.name, {})
+    if report.protocol not in protocols:
+        return {}
+    own = {name: frozenset(found.videos) for name, found in report.splits.items() if found.dataset}
+    seen = set(protocols[report.protocol].files.items())
+    elsewhere = {}
+    for other, rules in protocols.items():
+        for split in ("val", "test"):
+            if split in rules.files and (split, rules.files[split]) not in seen:
+                seen.add((split, rules.files[split]))
+                with contextlib.suppress(DatasetError):
+                    if ids := listed_ids(report.name, Source(report.root, split, other)):
+                        shared = {name: [video for video in ids if video in own[name]] for name in own}
+                        elsewhere[f"{other} {split}"] = Elsewhere(len(ids), shared)
+    return elsewhere
 
 
 def _open(report: Report, workers: int, progress: bool) -> None:
@@ -162,5 +189,6 @@ def _sort_videos(found: SplitCheck, there: set[Path], seen: dict[Path, Look | Vi
 
 
 def _count_unlisted(report: Report) -> int:
-    there = {file.resolve() for file in report.videos.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES}
+    found = find_all(report.videos)
+    there = {path.resolve() for path in found if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir()}
     return len(there - {path.resolve() for path in _paths(report)})

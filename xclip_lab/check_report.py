@@ -32,6 +32,14 @@ class Look(NamedTuple):
     seconds: float
 
 
+class Elsewhere(NamedTuple):
+    """What a split of another protocol shares with the splits here: how many `videos` it lists, and the ids
+    that each of these has too."""
+
+    videos: int
+    ids: dict[str, list[str]]
+
+
 @dataclass
 class SplitCheck:
     """What was found of one split.
@@ -39,7 +47,8 @@ class SplitCheck:
     Attributes:
         split: its name. known: the official counts, where there are some.
         absent: annotation files that are not there. error: why it cannot be read, None where it can.
-        dataset: its annotations.
+        dataset: its annotations; where there is an `error` all the same, only its list of videos could be
+            read, and `told` is None.
         missing: ids of videos without a file. unreadable: of videos that cannot be read the reasons, by id.
         looks: of the other videos what they are, by id; empty where none was opened.
     """
@@ -58,12 +67,22 @@ class SplitCheck:
         return self.dataset.videos if self.dataset else []
 
     @property
+    def told(self) -> VideoTextDataset | None:
+        """Its annotations, None where its captions could not be read."""
+        return None if self.error is not None else self.dataset
+
+    @property
     def captions(self) -> list[str]:
-        return [sample.caption for sample in self.dataset.samples] if self.dataset else []
+        return [sample.caption for sample in self.told.samples] if self.told else []
 
     @property
     def without_text(self) -> Sequence[str]:
-        return self.dataset.without_text if self.dataset else ()
+        return self.told.without_text if self.told else ()
+
+    @property
+    def blank(self) -> int:
+        """How many captions are empty, or no more than blanks."""
+        return sum(not caption.strip() for caption in self.captions)
 
     @cached_property
     def words(self) -> list[int]:
@@ -79,16 +98,14 @@ class SplitCheck:
     def repeated(self) -> tuple[int, int]:
         """How many captions stand there before, and how many texts several videos have."""
         owners: dict[str, set[str]] = {}
-        for sample in self.dataset.samples if self.dataset else []:
+        for sample in self.told.samples if self.told else []:
             owners.setdefault(sample.caption, set()).add(sample.video_id)
         return len(self.captions) - len(owners), sum(len(videos) > 1 for videos in owners.values())
 
     def problems(self) -> list[str]:
         """Why what needs this split cannot be done."""
-        if self.error is not None:
-            return [self.error]
         lost = {"missing": self.missing, "unreadable": self.unreadable}
-        return [
+        return ([] if self.error is None else [self.error]) + [
             f"{len(ids):,} of {len(self.videos):,} {self.split} videos are {what}"
             for what, ids in lost.items()
             if ids
@@ -98,10 +115,9 @@ class SplitCheck:
         """How the counts differ from the official ones."""
         if self.known is None or self.dataset is None:
             return []
-        pairs = {
-            "videos": (len(self.videos), self.known.videos),
-            "captions": (len(self.captions), self.known.captions),
-        }
+        pairs = {"videos": (len(self.videos), self.known.videos)}
+        if self.told:
+            pairs["captions"] = (len(self.captions), self.known.captions)
         return [
             f"{found:,} {what} where {known:,} are known"
             for what, (found, known) in pairs.items()
@@ -110,17 +126,21 @@ class SplitCheck:
 
     def to_dict(self) -> dict[str, Any]:
         repeated, between = self.repeated
-        return {
-            "known": vars(self.known) if self.known else None,
-            "absent_annotations": self.absent,
-            "error": self.error,
-            "videos": len(self.videos),
+        of_captions = {
             "captions": len(self.captions),
+            "captions_empty": self.blank,
             "captions_repeated": repeated,
             "captions_of_several_videos": between,
             "words": _spread(self.words),
             "captions_longer_than": {length: self.longer_than(length) for length in _LENGTHS},
             "without_caption": list(self.without_text),
+        }
+        return {
+            "known": vars(self.known) if self.known else None,
+            "absent_annotations": self.absent,
+            "error": self.error,
+            "videos": len(self.videos),
+            **(of_captions if self.told else dict.fromkeys(of_captions)),
             "missing": self.missing,
             "unreadable": self.unreadable,
             "seconds": _spread(self.seconds) | {"total": sum(self.seconds)},
@@ -143,8 +163,9 @@ class Report:
 
     Attributes:
         splits: by name. overlaps: of each pair of splits, named in the order of `splits`.
+        elsewhere: val and test of the dataset's other protocols, by a name such as "full test".
         undivided: nobody has divided this dataset; `splits` then has one of its equal splits only.
-        unlisted: video files that no split lists; None where not all splits were read.
+        unlisted: videos (files, folders of frames) that no split lists; None where not all splits were read.
         probed: the videos were opened.
     """
 
@@ -154,6 +175,7 @@ class Report:
     videos: Path
     splits: dict[str, SplitCheck]
     overlaps: dict[tuple[str, str], Overlap] = field(default_factory=dict)
+    elsewhere: dict[str, Elsewhere] = field(default_factory=dict)
     undivided: bool = False
     unlisted: int | None = None
     probed: bool = True
@@ -192,14 +214,8 @@ class Report:
 
     @property
     def closing(self) -> str:
-        """The verdicts in one line."""
-        return f"{self.title}: " + ". ".join(self._spoken())
-
-    def _spoken(self) -> list[str]:
-        return [
-            f"{use} cannot run: {'; '.join(why)}" if why else f"{use} can run"
-            for use, why in self.verdicts.items()
-        ]
+        """What cannot run and why, in one line."""
+        return f"{self.title}: " + ". ".join(_spoken({use: why for use, why in self.verdicts.items() if why}))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -212,6 +228,7 @@ class Report:
             "probed": self.probed,
             "splits": {name: check.to_dict() for name, check in self.splits.items()},
             "overlaps": {"/".join(pair): shared._asdict() for pair, shared in self.overlaps.items()},
+            "elsewhere": {name: shared._asdict() for name, shared in self.elsewhere.items()},
             "unlisted_files": self.unlisted,
         }
 
@@ -228,28 +245,36 @@ class Report:
     def __str__(self) -> str:
         checks = list(self.splits.values())
         rows = [["", *self.splits]] + [
-            [title, *("-" if check.dataset is None else cell(check) for check in checks)]
+            [title, *(cell(check) if self._known(title, check) else "-" for check in checks)]
             for title, cell in _ROWS.items()
             if self.probed or title not in _OF_OPENED
         ]
+        for name, (videos, ids) in self.elsewhere.items():
+            shared = (f"{len(ids[split]):,}" if split in ids else "-" for split in self.splits)
+            rows.append([f"shared with {name} ({videos:,})", *shared])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
         head = f"{self.title}   annotations {self.root}   videos {self.videos}"
-        return "\n".join([head, "", *lines, "", *self._remarks(), *self._spoken()])
+        return "\n".join([head, "", *lines, "", *self._remarks(), *_spoken(self.verdicts)])
+
+    def _known(self, title: str, check: SplitCheck) -> bool:
+        return (check.told if title in _OF_CAPTIONS else check.dataset) is not None
 
     def _remarks(self) -> list[str]:
         found = []
         for name, check in self.splits.items():
+            listed = check.error is not None and check.dataset is not None
             lists = {
-                "annotation file missing": check.absent,
+                "captions: file missing" if listed else "annotation file missing": check.absent,
                 "not the official number": check.odd_counts(),
                 "no caption": check.without_text,
                 "no file": check.missing,
             }
             found += [f"{name}: {what} {_first(entries)}" for what, entries in lists.items() if entries]
+            found += [f"{name}: empty captions: {check.blank:,}"] if check.blank else []
             if check.unreadable:
                 reasons = _first(list(check.unreadable.values()), *_LINES)
                 found.append(f"{name}: cannot be read {reasons}")
@@ -260,8 +285,14 @@ class Report:
         if self.undivided:
             found.append("every split has all of this: nobody has said what is for testing")
         if self.unlisted:
-            found.append(f"video files that are in no split: {self.unlisted:,}")
+            found.append(f"videos that are in no split: {self.unlisted:,}")
         return [*found, ""] if found else []
+
+
+def _spoken(verdicts: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{use} cannot run: {'; '.join(why)}" if why else f"{use} can run" for use, why in verdicts.items()
+    ]
 
 
 def _first(texts: Sequence[str], before: str = " ", between: str = ", ") -> str:
@@ -298,8 +329,7 @@ _OF_OPENED: dict[str, Callable[[SplitCheck], str]] = {
     "seconds, min / median / max": lambda check: _three(check.seconds, 1),
     "hours in all": lambda check: f"{sum(check.seconds) / 3600:.2f}" if check.seconds else "-",
 }
-_ROWS: dict[str, Callable[[SplitCheck], str]] = {
-    "videos": lambda check: _beside(len(check.videos), check.known, "videos"),
+_OF_CAPTIONS: dict[str, Callable[[SplitCheck], str]] = {
     "captions": lambda check: _beside(len(check.captions), check.known, "captions"),
     "repeated captions": lambda check: f"{check.repeated[0]:,}",
     "captions that several videos have": lambda check: f"{check.repeated[1]:,}",
@@ -307,6 +337,10 @@ _ROWS: dict[str, Callable[[SplitCheck], str]] = {
     f"captions cut at max_words {' / '.join(map(str, _LENGTHS))}": lambda check: " / ".join(
         f"{check.longer_than(length):,}" for length in _LENGTHS
     ),
+}
+_ROWS: dict[str, Callable[[SplitCheck], str]] = {
+    "videos": lambda check: _beside(len(check.videos), check.known, "videos"),
+    **_OF_CAPTIONS,
     "files missing": lambda check: f"{len(check.missing):,}",
     **_OF_OPENED,
 }

@@ -304,6 +304,10 @@ def runs(arguments: Namespace) -> None:
     _print_table(rows)
 
 
+_MARKS = {None: "", "ours": "*", "B/32": "+"}
+"""Of values that no script of the authors has, by `preset_files.About.values`."""
+
+
 def presets(arguments: Namespace) -> None:
     """A table of presets, as their files have them."""
     from xclip_lab.preset_files import about
@@ -314,20 +318,25 @@ def presets(arguments: Namespace) -> None:
     for name, values in all_presets().items():
         data, train, told = values["data"], values["train"], about(name)
         stated = published(*told.published) if told.published else None
+        mark = _MARKS[told.values]
         own = "own videos" if data["dataset"] == "folder" else "generated clips"
         rows.append(
             [
                 name,
                 " ".join(filter(None, (data["dataset"], data.get("protocol")))),
                 _backbone(values["towers"]["name"]),
-                str(train["batch_size"]),
-                str(train["epochs"]),
+                f"{train['batch_size']}{mark}",
+                f"{train['epochs']}{mark}",
                 f"{values['max_words']}/{values['max_frames']}",
                 f"{stated.metrics['t2v']['R@1']:.1f}" if stated else "-",
                 told.script or own,
             ]
         )
     _print_table(rows)
+    print(
+        "\n* ours: the authors published no training code, only evaluation; learning rates are ours too"
+        "\n+ of the authors' script for ViT-B/32: there is none for ViT-B/16"
+    )
 
 
 def _backbone(name: str | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 
-from xclip_lab import frame_folder
+from xclip_lab import frame_folder, matroska
 from xclip_lab.errors import VideoError
 
 # Demuxers that make "video" of what is none: pictures, text art, lists of other files.
@@ -214,6 +214,8 @@ def _check_whole(
         with path.open("rb") as file:
             if least_size(file, size) > size:
                 raise VideoError(f"{path}: PyAV: cut off: it does not end as its format does")
+    if "matroska" in kind:
+        matroska.check_whole(path)
     seconds = _declared_seconds(container, stream)
     if seconds is not None and end is not None and end < seconds - _MISSING_SECONDS:
         raise VideoError(f"{path}: PyAV: cut off: {end:.2f} of {seconds:.2f} seconds are there")
@@ -243,25 +245,6 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
     return place if fragments else 0
 
 
-def _end_of_segment(file: BinaryIO, size: int) -> int:
-    """Where the one segment of a Matroska or WebM file ends by its own word; 0 where it does not say."""
-    file.seek(4)
-    header = _ebml_size(file) or 0
-    file.seek(header, os.SEEK_CUR)
-    if file.read(4) != b"\x18\x53\x80\x67":
-        return 0
-    segment = _ebml_size(file)
-    return 0 if segment is None else file.tell() + segment
-
-
-def _ebml_size(file: BinaryIO) -> int | None:
-    """A number whose leading zero bits tell how many bytes it takes; all ones stand for unknown."""
-    first = int.from_bytes(file.read(1), "big")
-    bits = 7 * (9 - first.bit_length())
-    value = int.from_bytes(bytes([first]) + file.read(bits // 7 - 1), "big") & ((1 << bits) - 1)
-    return None if value == (1 << bits) - 1 else value
-
-
 def _end_of_gif(file: BinaryIO, size: int) -> int:
     """A GIF ends with a semicolon."""
     file.seek(-min(size, 1024), os.SEEK_END)
@@ -276,7 +259,6 @@ def _end_of_packets(file: BinaryIO, size: int) -> int:
 # By a part of FFmpeg's name of the format: how many bytes a whole file has at least.
 _LEAST_SIZES: dict[str, Callable[[BinaryIO, int], int]] = {
     "mp4": _end_of_boxes,
-    "matroska": _end_of_segment,
     "gif": _end_of_gif,
     "mpegts": _end_of_packets,
 }

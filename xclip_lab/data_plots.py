@@ -17,21 +17,21 @@ _SHOWN_SHARE = 99.5  # percent of the values; the few that are longer share the 
 
 @styled
 def caption_lengths(report: Report, max_words: int = 32) -> Figure | None:
-    """How many words the captions of each split have; the dotted line is where `max_words` cuts them.
+    """How many words the captions of each split have; the dotted line is where `max_words` cuts them:
+    the axis goes that far, though no caption may.
 
     None where there is no caption.
     """
     found = {name: split.words for name, split in report.splits.items() if split.words}
     if not found:
         return None
-    end = _end(found)
+    end = max(_end(found), max_words)
     width = max(1, round(end / _BINS))  # whole words: no bar stands for more lengths than its neighbour
     edges = np.arange(0.5, end + width, width)
     figure = _histograms(found, edges, "caption", "words", "1 word" if width == 1 else f"{width} words")
-    if end > max_words - 2:
-        for axis in figure.axes:
-            line = axis.axvline(max_words - 1.5, color="black", ls=":", lw=1.6)
-        figure.legend([line], [f"cut at max_words {max_words}"], loc="outside upper right")
+    for axis in figure.axes:
+        line = axis.axvline(max_words - 1.5, color="black", ls=":", lw=1.6)
+    figure.legend([line], [f"cut at max_words {max_words}"], loc="outside upper right")
     figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -49,7 +49,8 @@ def durations(report: Report) -> Figure | None:
 
 @styled
 def overlap_matrix(report: Report) -> Figure | None:
-    """How many videos each two splits share, by id or content; on the diagonal how many each one has.
+    """How many videos each two splits share, by id or content; on the diagonal how many each one has. Below,
+    how many each shares with splits of the dataset's other protocols, by id.
 
     Shades: the share of the smaller of both. None where there is one split only.
     """
@@ -57,22 +58,31 @@ def overlap_matrix(report: Report) -> Figure | None:
     if len(names) == 1:
         return None
     sizes = [len(split.videos) for split in report.splits.values()]
-    counts = np.diag(sizes)
+    counts = np.full((len(names) + len(report.elsewhere), len(names)), np.nan)  # nan: not known
+    for row, split in enumerate(report.splits.values()):
+        counts[row, row] = sizes[row] if split.dataset else np.nan
     for (one, other), shared in report.overlaps.items():
         row, column = names.index(one), names.index(other)
         counts[row, column] = counts[column, row] = shared.total
-    shares = 100 * counts / np.maximum(np.minimum.outer(sizes, sizes), 1)
-    alone = np.eye(len(names), dtype=bool)
-    figure = Figure(figsize=(2.0 + 1.0 * len(names), 0.7 + 0.7 * len(names)), layout="constrained")
+    for row, (_, ids) in enumerate(report.elsewhere.values(), start=len(names)):
+        counts[row] = [len(ids[name]) if name in ids else np.nan for name in names]
+    heights = [*sizes, *(found.videos for found in report.elsewhere.values())]
+    shares = 100 * counts / np.maximum(np.minimum.outer(heights, sizes), 1)
+    alone = np.eye(*counts.shape, dtype=bool) | np.isnan(counts)
+    figure = Figure(figsize=(2.0 + 1.0 * len(names), 0.7 + 0.7 * len(heights)), layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor("0.9")
     image = axis.imshow(np.ma.array(shares, mask=alone), cmap=WEIGHT_MAP, vmin=0, vmax=100, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         dark = shares[row, column] < 50 and not alone[row, column]
         colour = "white" if dark else "black"
-        axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
+        text = "-" if np.isnan(count) else f"{count:,.0f}"
+        axis.text(column, row, text, ha="center", va="center", color=colour)
     axis.set_xticks(range(len(names)), names)
-    axis.set_yticks(range(len(names)), names)
+    others = [f"{name}\n({found.videos:,})" for name, found in report.elsewhere.items()]
+    axis.set_yticks(range(len(heights)), [*names, *others])
+    if others:
+        axis.axhline(len(names) - 0.5, color="white", lw=4)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axis, label="videos in both (%)", ticks=[0, 50, 100], pad=0.03)

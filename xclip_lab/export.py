@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -64,7 +67,8 @@ def export(
     """Write videos to `out/NAME/00000001.jpg` and so on, or to `out/NAME.mp4`.
 
     Stopped at any moment it loses nothing: the same call goes on with what is missing. Beside the videos lie
-    `prepared.json`, from which a folder's frame rate is read again, and `failures.json`.
+    `prepared.json`, from which a folder's frame rate is read again, and `failures.json`. Videos below `out`
+    are left out: an earlier call wrote them.
 
     Args:
         videos: by name, such as `video7010` or `movie/clip` (see `names`).
@@ -77,27 +81,32 @@ def export(
     """
     if to not in _DEFAULTS:
         raise ConfigError(f"to: {to!r} is not one of {', '.join(get_args(To))}")
-    fps, short_side = _DEFAULTS[to][0] if fps is None else fps, short_side or _DEFAULTS[to][1]
-    if not 0 < fps <= 1000:
-        raise ConfigError(f"fps: {fps:g} is not a number of frames a second, at most 1000")
-    if short_side is not None and not 2 <= short_side <= 4096:
-        raise ConfigError(f"short_side: {short_side} is not a number of pixels from 2 to 4096")
+    fps = _DEFAULTS[to][0] if fps is None else fps
+    short_side = _DEFAULTS[to][1] if short_side is None else short_side
+    _check(fps, short_side)
     out = Path(out)
+    place = os.path.realpath(out)
+    videos = {n: path for n, path in videos.items() if not Path(os.path.realpath(path)).is_relative_to(place)}
     targets = {name: out / (name if to == "frames" else f"{name}.mp4") for name in videos}
     _prepare(out, targets, {"to": to, "fps": fps, "short_side": short_side})
     to_do = [name for name, target in targets.items() if not target.exists()]
     report = Exported(found=len(videos) - len(to_do))
     jobs = [(to, videos[name], targets[name], fps, short_side) for name in to_do]
-    outcomes = watched(_export_one, jobs, workers, timeout_s)
-    for number, outcome in tqdm(
-        outcomes, f"write {to}", total=len(jobs), unit="video", disable=not progress, smoothing=0.05
-    ):
-        if isinstance(outcome.value, DatasetError):
-            raise outcome.value
-        if outcome.error is not None:
-            report.failed[to_do[number]] = outcome.error
-            _remove(_temporary(targets[to_do[number]]))
-        report.written += outcome.error is None
+    bar = tqdm(desc=f"write {to}", total=len(jobs), unit="video", disable=not progress, smoothing=0.05)
+    try:
+        with bar, closing(watched(_export_one, jobs, workers, timeout_s)) as outcomes:
+            for number, outcome in outcomes:
+                if isinstance(outcome.value, DatasetError):
+                    raise outcome.value
+                if outcome.error is not None:
+                    report.failed[to_do[number]] = outcome.error
+                    _remove(_temporary(targets[to_do[number]]))
+                report.written += outcome.error is None
+                bar.update()
+    except BaseException:
+        for name in to_do:  # the workers were killed
+            _remove(_temporary(targets[name]))
+        raise
     atomic.write_text(out / FAILURES_FILE, json.dumps(report.failed, indent=1) + "\n")
     return report
 
@@ -127,22 +136,19 @@ def to_frames(path: str | Path, folder: str | Path, fps: float = 5.0, short_side
     Raises:
         VideoError: the video cannot be read; then there is no folder.
     """
-    info, folder = _probe(path, fps), Path(folder)
+    info, folder = _probe(path, fps, short_side), Path(folder)
     places = _on_display(info, fps)
     if not info.files:
         frame_seconds = sampling.shown_for(info.timestamps, info.duration)
         places = sampling.folder_frames(info.timestamps, frame_seconds, fps)
-    temporary = _temporary(folder)
-    _remove(temporary)
-    temporary.mkdir(parents=True)
     copies, number = Counter(places), 0
-    for index, pixels in iterate_frames(info, places):
-        image = _resized(pixels, _size(info, short_side))
-        for _ in range(copies[index]):
-            number += 1
-            image.save(temporary / f"{number:08d}.jpg", quality=_JPEG_QUALITY)
-    os.replace(temporary, folder)
-    atomic.sync(folder.parent)
+    with _written(folder) as temporary:
+        temporary.mkdir()
+        for index, pixels in iterate_frames(info, places):
+            image = _resized(pixels, _size(info, short_side))
+            for _ in range(copies[index]):
+                number += 1
+                image.save(temporary / f"{number:08d}.jpg", quality=_JPEG_QUALITY)
     return number
 
 
@@ -158,14 +164,11 @@ def to_video(path: str | Path, file: str | Path, fps: float = 3.0, short_side: i
     Raises:
         VideoError: the video cannot be read, or not be written as H.264; then there is no file.
     """
-    info, file = _probe(path, fps), Path(file)
+    info, rate = _probe(path, fps, short_side), Fraction(fps).limit_denominator(1000)
     places = _on_display(info, fps)
     height, width = (max(2, side // 2 * 2) for side in _size(info, short_side))
-    temporary = _temporary(file)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     copies, number = Counter(places), 0
-    with av.open(os.path.abspath(temporary), "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1000)
+    with _written(Path(file)) as temporary, av.open(os.path.abspath(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index, pixels in iterate_frames(info, places):
@@ -176,9 +179,6 @@ def to_video(path: str | Path, file: str | Path, fps: float = 3.0, short_side: i
                 container.mux(stream.encode(frame))
                 number += 1
         container.mux(stream.encode())
-    atomic.sync(temporary)
-    os.replace(temporary, file)
-    atomic.sync(file.parent)
     return number
 
 
@@ -189,10 +189,22 @@ def _export_one(job: tuple[To, Path, Path, float, int | None]) -> DatasetError |
         if to == "frames":
             to_frames(path, target, fps, short_side)
         else:
-            to_video(path, target, fps, short_side or 0)
+            to_video(path, target, fps, short_side)
     except OSError as error:
-        return DatasetError(f"{target}: cannot be written ({error.strerror or error})")
+        if not target.exists():  # else another machine was faster
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+            return DatasetError(
+                f"{target}: cannot be written ({error.strerror or error}); {remedy} and give the same command "
+                "again: what is finished is kept"
+            )
     return None
+
+
+def _check(fps: float, short_side: int | None) -> None:
+    if not 0.001 <= fps <= 1000:
+        raise ConfigError(f"fps: {fps:g} is not a number of frames a second from 0.001 to 1000")
+    if short_side is not None and not 2 <= short_side <= 4096:
+        raise ConfigError(f"short_side: {short_side} is not a number of pixels from 2 to 4096")
 
 
 def _prepare(out: Path, targets: Mapping[str, Path], note: dict[str, object]) -> None:
@@ -216,7 +228,8 @@ def _prepare(out: Path, targets: Mapping[str, Path], note: dict[str, object]) ->
         raise DatasetError(f"{out}: cannot be used ({error}); choose another folder") from error
 
 
-def _probe(path: str | Path, fps: float) -> VideoInfo:
+def _probe(path: str | Path, fps: float, short_side: int | None) -> VideoInfo:
+    _check(fps, short_side)
     info = probe(path)
     if info.duration * fps > _MAX_FRAMES:
         raise VideoError(f"{path}: lasts {info.duration:.0f} s by its own word; too long to be written")
@@ -233,7 +246,7 @@ def _on_display(info: VideoInfo, fps: float) -> list[int]:
 def _size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
     """Height and width with the shorter one as wanted."""
     shorter = min(info.height, info.width)
-    wanted = short_side or shorter
+    wanted = shorter if short_side is None else short_side
     return info.height * wanted // shorter, info.width * wanted // shorter
 
 
@@ -243,13 +256,29 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+@contextmanager
+def _written(target: Path) -> Iterator[Path]:
+    """Where to write what becomes `target` if all goes well, and is removed if not."""
+    temporary = _temporary(target)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    _remove(temporary)
+    try:
+        yield temporary
+        atomic.sync(temporary)
+        os.replace(temporary, target)
+        atomic.sync(target.parent)
+    finally:
+        _remove(temporary)
+
+
 def _temporary(target: Path) -> Path:
-    """Beside the target; a digest, because a name may be as long as a file's name can be."""
-    return target.with_name(atomic.TEMPORARY + hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16])
+    """Beside the target, another one on each machine; a digest, because a name may be as long as a file's name
+    can be."""
+    name = os.fsencode(f"{platform.node()}/{target.name}")
+    return target.with_name(atomic.TEMPORARY + hashlib.sha256(name).hexdigest()[:16])
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()

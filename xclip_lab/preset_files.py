@@ -18,11 +18,18 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class About:
-    """What a preset stands for: the authors' script or command, and where in `published.yaml` its numbers lie
-    (protocol, model); None where there is none."""
+    """What a preset stands for; all None where it stands for nothing of a paper.
+
+    Attributes:
+        script: the authors' script or command. published: where in `published.yaml` its numbers lie
+            (protocol, model).
+        values: where the script has no batch and epochs for it, whose these are: `ours`, or `B/32` for those
+            of the script for ViT-B/32.
+    """
 
     script: str | None = None
     published: tuple[str, str] | None = None
+    values: str | None = None
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -34,7 +41,7 @@ def about(name: str) -> About:
     """What the preset of this name stands for."""
     told = _rows()[name][1].get("about", {})
     published = told.get("published")
-    return About(told.get("script"), published and tuple(published))
+    return About(told.get("script"), published and tuple(published), told.get("values"))
 
 
 def preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -42,7 +42,7 @@ def usable_cores() -> int:
 
 def watched(
     function: Callable[[Item], Any], items: Iterable[Item], workers: int, timeout_s: float
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Run `function` on every item and yield each one's number and outcome, as they are finished.
 
     An item that takes longer than `timeout_s`, ends its process or raises has an `error`; a lost process is
@@ -125,7 +125,8 @@ class _Worker:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        self.connection.close()
+        with suppress(OSError):  # a garbage collector may have closed it
+            self.connection.close()
 
 
 def _serve(descriptor: int) -> None:

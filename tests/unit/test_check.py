@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -86,7 +87,7 @@ def test_missing_and_unreadable(root, capsys):
     told, complaint = capsys.readouterr()
     assert "test: no file (1): video7\n" in told
     assert f"test: cannot be read (1):\n    {root}/videos/video8.mp4: the file is empty (0 bytes)\n" in told
-    assert "video files that are in no split: 1\n" in told
+    assert "\nvideos that are in no split: 1\n" in told
     assert complaint.splitlines()[-1].endswith(
         "xclip-lab: error: msrvtt / 9k: evaluation cannot run: 1 of 2 test videos are missing; "
         "1 of 2 test videos are unreadable. training cannot run: 1 of 3 train videos are missing"
@@ -94,6 +95,94 @@ def test_missing_and_unreadable(root, capsys):
     report = json.loads(Path("report.json").read_text())
     assert report["splits"]["train"]["missing"] == ["video0"]
     assert list(report["splits"]["test"]["unreadable"]) == ["video8"]
+
+
+def test_what_is_unlisted_is_found_as_the_reader_finds(root, tmp_path):
+    """By links to folders as well, and a folder of frames is one video."""
+    (tmp_path / "elsewhere").mkdir()
+    write_video(tmp_path / "elsewhere/more.mp4")
+    (root / "videos/link").symlink_to(tmp_path / "elsewhere")
+    (root / "videos/frames").mkdir()
+    for number in range(40):
+        (root / f"videos/frames/{number}.jpg").touch()
+    assert look_at(root, open_videos=False).unlisted == 2
+    (root / "MSRVTT_JSFUSION_test.csv").unlink()
+    assert look_at(root, open_videos=False).unlisted is None  # its videos are listed, nobody knows where
+
+
+def test_captions_missing(root, capsys):
+    """Videos are counted, opened and compared by the list alone."""
+    write_annotations(root, [*TRAIN, "video7"], TEST)
+    (root / "MSRVTT_data.json").unlink()
+    (root / "videos/video0.mp4").unlink()
+    (root / "videos/video1.mp4").write_bytes(b"")
+    assert run(root, "--out", "report.json") == 2
+    told, complaint = capsys.readouterr()
+    assert "train: captions: file missing (1): MSRVTT_data.json\n" in told
+    rows = dict(re.split(" {2,}", line)[:2] for line in told.splitlines() if "  " in line)
+    assert rows["videos"] == "4 (known: 9,000)"
+    assert rows["captions"] == rows["repeated captions"] == "-"
+    assert rows["files missing"] == rows["unreadable"] == "1"
+    assert "train and test: in both (1): video7" in told
+    assert "MSRVTT_data.json: no such file" in complaint.splitlines()[-1]
+    report = json.loads(Path("report.json").read_text())
+    train = report["splits"]["train"]
+    assert (train["videos"], train["captions"], train["words"]) == (4, None, None)
+    assert report["splits"]["test"]["captions"] == 2
+    assert [axis.get_title("left") for axis in caption_lengths(look_at(root)).axes] == ["test"]
+
+
+def test_empty_captions_are_counted(root):
+    data = json.loads((root / "MSRVTT_data.json").read_text())
+    data["sentences"][0]["caption"] = " "
+    (root / "MSRVTT_data.json").write_text(json.dumps(data))
+    report = look_at(root, open_videos=False)
+    assert "\ntrain: empty captions: 1\n" in str(report)
+    assert "test: empty" not in str(report)
+    assert report.to_dict()["splits"]["train"]["captions_empty"] == 1
+    assert report.runnable
+
+
+def test_other_protocols(root):
+    """Those whose lists are there: by the table, else by the JSON; a test of the same file is the same."""
+    data = json.loads((root / "MSRVTT_data.json").read_text())
+    data["videos"] += [{"video_id": video, "split": "test"} for video in ("video7", "video9")]
+    (root / "MSRVTT_data.json").write_text(json.dumps(data))
+    report = look_at(root, open_videos=False)
+    assert report.elsewhere == {"full test": (2, {"train": [], "test": ["video7"]})}
+    (root / "MSRVTT_val.full.csv").write_text("video_id\nvideo1\nvideo2\nvideo6\n")
+    (root / "MSRVTT_test.full.csv").write_text("video_id\nvideo0\n")
+    report = look_at(root, open_videos=False)
+    assert report.to_dict()["elsewhere"] == {
+        "full val": {"videos": 3, "ids": {"train": ["video1", "video2"], "test": []}},
+        "full test": {"videos": 1, "ids": {"train": ["video0"], "test": []}},
+    }
+    assert "shared with full val (3)                2" in str(report)
+    axis = overlap_matrix(report).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["3", "0", "0", "2", "2", "0", "1", "0"]
+    assert axis.get_yticklabels()[2].get_text() == "full val\n(3)"
+    assert list(look_at(root, protocol="full", open_videos=False).elsewhere) == ["9k test"]
+    assert look_at(root, split="test", open_videos=False).elsewhere == {}
+
+
+@needs_shared("annotations", "vatex")
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        ("hgr", {"random-1k5 test": {"train": 0, "val": 776, "test": 724}}),
+        ("random-1k5", {"hgr val": {"train": 0, "test": 776}, "hgr test": {"train": 0, "test": 724}}),
+    ],
+)
+def test_vatex_says_what_its_protocols_share_without_captions(protocol, expected, tmp_path):
+    for path in shared("annotations", "vatex").glob("*_list.txt"):
+        (tmp_path / path.name).symlink_to(path)
+    report = check("vatex", tmp_path, protocol, open_videos=False, progress=False)
+    assert {len(found.videos) for found in report.splits.values()} == {25_991, 1500}
+    counts = {
+        name: {split: len(ids) for split, ids in found.ids.items()}
+        for name, found in report.elsewhere.items()
+    }
+    assert counts == expected
 
 
 def test_without_opening(root):
@@ -109,7 +198,9 @@ def test_evaluation_needs_no_training_videos(root, capsys):
     assert run(root) == 2
     told, complaint = capsys.readouterr()
     assert "evaluation can run\ntraining cannot run: 1 of 3 train videos are missing\n" in told
-    assert "evaluation can run. training cannot" in complaint
+    assert complaint.splitlines()[-1].endswith(
+        "error: msrvtt / 9k: training cannot run: 1 of 3 train videos are missing"
+    )
     assert run(root, "--split", "test") == 0
     assert "training" not in capsys.readouterr().out
 
@@ -210,6 +301,10 @@ def test_unknown_dataset(root, capsys):
 def test_figures(root):
     report = look_at(root)
     lengths = caption_lengths(report)
+    for places in (32, 77):
+        for axis in caption_lengths(report, places).axes:
+            [line] = axis.lines
+            assert line.get_xdata()[0] == places - 1.5 < axis.get_xlim()[1]
     assert [axis.get_title("left") for axis in lengths.axes] == ["train", "test"]
     for axis in (*lengths.axes, *durations(report).axes):
         [bars] = axis.patches
@@ -236,7 +331,10 @@ def test_real_annotations_and_three_videos(tmp_path):
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert spent.ru_utime + spent.ru_stime - began.ru_utime - began.ru_stime < 10  # whatever else is running
     assert done.returncode == 2
-    train, test = (json.loads((tmp_path / "report.json").read_text())["splits"][s] for s in ("train", "test"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    full = report["elsewhere"]["full test"]
+    assert (full["videos"], len(full["ids"]["train"]), len(full["ids"]["test"])) == (2990, 1990, 1000)
+    train, test = (report["splits"][split] for split in ("train", "test"))
     assert (train["videos"], train["captions"], len(train["missing"])) == (9000, 180_000, 8999)
     assert (test["videos"], test["captions"], len(test["missing"])) == (1000, 1000, 998)
     assert test["captions_repeated"] == 1000 - 995

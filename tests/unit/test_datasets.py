@@ -14,8 +14,8 @@ from tests.shared import golden_path, needs_golden, needs_shared, shared
 from xclip_lab.datasets import DATASETS, load_dataset
 from xclip_lab.datasets import files as files_module
 from xclip_lab.datasets.base import PROTOCOLS, Sample, Source, VideoTextDataset, one_caption_each
-from xclip_lab.datasets.files import find_videos
-from xclip_lab.errors import DatasetError
+from xclip_lab.datasets.files import LISTS, find_videos, listing
+from xclip_lab.errors import AbsentError, DatasetError
 
 REAL = [
     (name, protocol, split)
@@ -169,8 +169,9 @@ def test_protocols_by_any_spelling(name, asked, protocol):
 @pytest.mark.parametrize(
     ("name", "split", "protocol", "message"),
     [
-        ("msrvtt", "train", "8k", "no protocol '8k'.*there are 9k, 7k, full"),
+        ("msrvtt", "train", "8k", "no protocol '8k'.*there are 9k or 1k-A, 7k, full"),
         ("msrvtt", "dev", "full", "no split 'dev' .there are train, val, test"),
+        ("msrvtt", "train", "1kb", "no protocol '1kb'; did you mean '1k-A'. .there are 9k or 1k-A"),
         ("vatex", "val", "1k5", "no split 'val' .there are train, test.; 776 videos"),
         ("lsmdc", "test", "9k", "no protocol '9k' .there are standard"),
     ],
@@ -181,7 +182,7 @@ def test_what_a_dataset_does_not_have(name, split, protocol, message, tmp_path):
 
 
 def test_every_protocol_names_the_files_of_its_splits():
-    assert set(PROTOCOLS) == set(DATASETS.names()) - {"folder", "synthetic"}
+    assert set(PROTOCOLS) == set(LISTS) == set(DATASETS.names()) - {"folder", "synthetic"}
     for protocols in PROTOCOLS.values():
         for protocol in protocols.values():
             assert list(protocol.files) == list(protocol.splits)
@@ -214,7 +215,8 @@ BROKEN = [
     ("msvd", "raw-captions.pkl", pickle.dumps({"fff.x_3_6": "ab"}), "'fff.x_3_6': 'ab' where a list is"),
     ("msvd", "raw-captions.pkl", pickle.dumps({"fff.x_3_6": [[np.str_("b")]]}), "it asks for numpy"),
     ("lsmdc", _LSMDC, b"a\tb\tc\td\te\tx\na\tb\tc", "line 2: not the six"),
-    ("lsmdc", _LSMDC, b"a\tb\tc\td\te\t ", "line 1: not the six"),
+    ("lsmdc", _LSMDC, b"a\tb\tc\td\te", "line 1: not the six"),
+    ("lsmdc", _LSMDC, b"\ta\tb\tc\td\te", "line 1: not the six"),
     ("didemo", "test_list.txt", b"other", "none of the videos"),
     ("didemo", "test_data.json", b'[{"video": "no_caption_video"}]', "entry 0: no text at 'description'"),
     ("didemo", "test_data.json", b'[{"video": 3}]', "entry 0: no text at 'video'"),
@@ -223,11 +225,13 @@ BROKEN = [
     ("didemo", "test_data.json", b"[" * 100_000, "not valid JSON"),
     ("activitynet", "val_1.json", b'{"v_ddddddddddd": {"duration": 3}}', "ddddd': None where a list"),
     ("activitynet", "val_1.json", b'{"v_ddddddddddd": []}', "where a dictionary is expected"),
-    ("activitynet", "val_1.json", b'{"v_ddddddddddd": {"sentences": ["a", ""]}}', "an empty text"),
+    ("activitynet", "val_1.json", b'{"v_ddddddddddd": {"sentences": ["a"], "duration": -1}}', "on -1"),
+    ("activitynet", "val_ids.json", b'["v_other"]', "a caption in val_1.json, val_ids.json; data/README.md"),
     ("activitynet", "val_1.json", b'{"v_ddddddddddd": {"sentences": ["a"], "duration": NaN}}', "on nan"),
     ("activitynet", "val_1.json", b'{"v_ddddddddddd": {"sentences": ["a"], "duration": "3"}}', "on '3'"),
     ("activitynet", "val_ids.json", b"[1]", "list of texts"),
     ("vatex", "vatex_data.json", b'{"Ghi_000003_000013": {"chCap": ["x"]}}', "_000013', 'enCap': None"),
+    ("vatex", "vatex_data.json", b'[{"videoID": "a", "enCap": ["x"]}, 3]', "entry 1: no text at 'videoID'"),
     ("vatex", "vatex_data.json", b'{"a": {"enCap": ["x"]}}', "'Ghi_000003_000013': not in it"),
 ]
 
@@ -261,8 +265,81 @@ def test_any_file_missing_cut_short_or_not_text(name, tmp_path):
             with pytest.raises(DatasetError, match=f"{file}: not UTF-8"):
                 load_dataset(name, "test", root)
         (root / file).unlink()
-        with pytest.raises(DatasetError, match=f"{file}: no such file; data/README.md"):
+        with pytest.raises(AbsentError, match=f"{file}: no such file; data/README.md"):
             load_dataset(name, "test", root)
+
+
+_WORDS = {"fff.x_3_6": [[], ["a"]], "ddd_2_8": [], "eee_7_11": [["", "b"]]}
+_LINES = b"a\t1\t2\t3\t4\t \nb\t1\t2\t3\t4\t\r\nc\t1\t2\t3\t4\t x "
+_ENTRY = b'{"video": "no_caption_video", "description": " "}'
+_ZERO = b'{"v_ddddddddddd": {"sentences": ["a", "", "b"], "duration": 0}}'
+_NONE = b'{"ddddddddddd": {"sentences": [], "duration": 2}}'
+BLANK = [
+    ("msvd", "raw-captions.pkl", pickle.dumps(_WORDS), {"fff.x_3_6": ["", "a"], "eee_7_11": [" b"]}),
+    ("lsmdc", _LSMDC, _LINES, {"a": [""], "b": [""], "c": [" x"]}),
+    ("didemo", "test_data.json", b"[" + _ENTRY + b"," + _ENTRY + b"]", {"no_caption_video": ["   "]}),
+    ("activitynet", "val_1.json", _ZERO, {"ddddddddddd": ["a  b"]}),
+    ("activitynet", "val_1.json", _NONE, {"ddddddddddd": [""]}),
+]
+
+
+@needs_golden("datasets")
+@pytest.mark.parametrize(("name", "file", "content", "captions"), BLANK)
+def test_blank_captions_are_kept_as_the_official_loaders_keep_them(name, file, content, captions, tmp_path):
+    root = copied(name, tmp_path)
+    (root / file).write_bytes(content)
+    dataset = load_dataset(name, "test", root)
+    told = {video: [s.caption for s in dataset.samples if s.video_id == video] for video in dataset.videos}
+    assert told == captions
+    if name == "msvd":
+        assert dataset.without_text == ("ddd_2_8",)
+    if content is _ZERO:
+        assert fields(dataset.samples[0])[2:] == (0.0, 0.0)
+
+
+@needs_golden("datasets")
+def test_vatex_as_its_makers_publish_it(tmp_path):
+    """A list of records, whose blank captions stay."""
+    root = copied("vatex", tmp_path)
+    videos = (root / "test_list.txt").read_text().split()
+    records = [{"videoID": video, "enCap": [video, ""], "chCap": ["x"]} for video in reversed(videos)]
+    (root / "vatex_data.json").write_text(json.dumps(records))
+    dataset = load_dataset("vatex", "test", root)
+    assert dataset.videos == videos
+    assert [sample.caption for sample in dataset.samples[:2]] == [videos[0], ""]
+
+
+@needs_golden("datasets")
+@pytest.mark.parametrize("file", ["val_ids.json", "val_1.json"])
+def test_activitynet_without_its_prefix(file, tmp_path):
+    """In the list or in the captions: the same dataset."""
+    root = copied("activitynet", tmp_path)
+    expected = load_dataset("activitynet", "test", root).samples
+    (root / file).write_text((root / file).read_text().replace('"v_', '"'))
+    assert load_dataset("activitynet", "test", root).samples == expected
+
+
+@needs_golden("datasets")
+@pytest.mark.parametrize(("name", "protocol", "split"), REAL)
+def test_what_a_split_lists_is_known_without_its_captions(name, protocol, split, tmp_path):
+    """The same videos and files as with them; LSMDC's tables of sentences are its only list."""
+    root = copied(name, tmp_path)
+    if (name, protocol, split) == ("vatex", "random-1k5", "test"):
+        (root / "test_list.txt").rename(root / "test1k5_sec_list.txt")
+    source = Source(root, split, protocol, golden_path("datasets", name))
+    dataset = DATASETS[name](source)
+    (root / "MSRVTT_data.json").unlink(missing_ok=True)
+    (root / "raw-captions.pkl").unlink(missing_ok=True)
+    for path in (*root.glob("*_data.json"), *root.glob("train.json"), *root.glob("val_1.json")):
+        path.unlink()
+    if name == "lsmdc":
+        (root / f"{split}_clip_ids.txt").write_text("\n".join(dataset.videos))
+        (root / PROTOCOLS[name][protocol].files[split][0]).unlink()
+    listed = listing(name, source)
+    assert set(listed.videos) == {*dataset.videos, *dataset.without_text}
+    assert len(listed) == len(listed.videos)
+    found = {sample.video_id: sample.path for sample in listed.samples}
+    assert [found[s.video_id] for s in dataset.video_samples()] == [s.path for s in dataset.video_samples()]
 
 
 @needs_golden("datasets")

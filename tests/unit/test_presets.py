@@ -155,13 +155,18 @@ def test_a_switch_away_from_a_preset():
 
 def test_the_command_shows_them_in_a_terminals_width(capsys):
     assert main(["presets"]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines, blank, ours, b32 = capsys.readouterr().out.splitlines()
     assert header.split("  ")[0] == "preset"
-    assert max(map(len, [header, *lines])) <= 120
+    assert max(map(len, [header, *lines, ours, b32])) <= 120
+    assert (blank, ours[:7], b32[:2]) == ("", "* ours:", "+ ")
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert rows.keys() == presets().keys()
     assert rows["xclip-didemo-b16"] == "didemo B/16 16 20 64/64 47.8 run_xclip_didemo_vit16.sh"
-    assert rows["clip2video-vatex-1k5-b32"] == "vatex random-1k5 B/32 128 5 32/12 57.3 vatex_TAB_TDB.sh"
+    assert rows["clip2video-vatex-1k5-b32"] == "vatex random-1k5 B/32 128* 5* 32/12 57.3 vatex_TAB_TDB.sh"
+    marked = {mark: {name for name, row in rows.items() if row.count(mark) == 2} for mark in "*+"}
+    assert marked["*"] == {name for name in TABLE if name.startswith("clip2video-")}
+    clip4clip = {name for name in TABLE if name.startswith("clip4clip-") and name.endswith("b16")}
+    assert marked["+"] == {"glscl-msrvtt-b16"} | clip4clip
     assert rows["glscl-msrvtt-b32"].split()[-2:] == ["48.1", "train_msrvtt.sh"]
     assert rows["xclip-folder-b32"] == "folder B/32 300 5 32/12 - own videos"
     assert rows["quickstart"] == "synthetic own 64 12 24/8 - generated clips"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Family, Known, Protocol, Source, VideoTextDataset
-from xclip_lab.datasets.files import Ids, assemble, stem, whole
-from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_json, texts_of
+from xclip_lab.datasets.files import LISTS, Ids, Lists, assemble, stem, whole
+from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_dict, read_list, texts_of
 from xclip_lab.errors import DatasetError
 
 _PREFIX = "v_"
@@ -32,11 +33,23 @@ def _prefixed_stem(name: str) -> tuple[str, ...]:
 _IDS: dict[Family | None, Ids] = {"clip4clip": stem, "xclip": stem, "glscl": _prefixed_stem}
 
 
+def _listed(path: Path) -> list[str]:
+    """The ids of a list, each once, without their `v_` where they have it."""
+    return list(dict.fromkeys(name.removeprefix(_PREFIX) for name in texts_of(read_list(path), str(path))))
+
+
+LISTS["activitynet"] = Lists(
+    lambda source, files: _listed(files[1]),
+    lambda family: _IDS.get(family, lambda name: (*stem(name), *_prefixed_stem(name))),
+    lambda name: (*whole(name), *_prefixed(name)),
+)
+
+
 @DATASETS.register("activitynet")
 def activitynet(source: Source) -> VideoTextDataset:
     """Read ActivityNet Captions: all sentences of a video joined to one caption, the video from its start to
-    its whole last second, in the order of the list of ids. Ids come without their `v_`. A listed video
-    without sentences is not in the dataset but in its `without_text`.
+    its whole last second, in the order of the list of ids. Ids come without their `v_`, which they may lack
+    in the files as well. A listed video without sentences is not in the dataset but in its `without_text`.
 
     Split `test` is val_1, which all papers report; the official code calls it val.
 
@@ -44,31 +57,21 @@ def activitynet(source: Source) -> VideoTextDataset:
         DatasetError: missing or malformed files, no such protocol or split.
     """
     protocol, (data_file, ids_file) = asked_for("activitynet", source)
-    data = read_json(data_file, dict)
-    listed = dict.fromkeys(texts_of(read_json(ids_file, list), str(ids_file)))
+    data = {name.removeprefix(_PREFIX): entry for name, entry in read_dict(data_file).items()}
+    listed = _listed(ids_file)
     pairs = []
     spans = {}
-    for full_id in listed:
-        if full_id in data:
-            video = full_id[len(_PREFIX) :]
-            where = f"{data_file}, video {full_id!r}"
-            entry = of_kind(data[full_id], dict, where)
+    for video in listed:
+        if video in data:
+            where = f"{data_file}, video {video!r}"
+            entry = of_kind(data[video], dict, where)
             pairs.append((video, " ".join(texts_of(entry.get("sentences"), where))))
             spans[video] = (0.0, float(math.ceil(_duration(entry, where))))
-    return assemble(
-        "activitynet",
-        protocol,
-        source,
-        pairs,
-        listed=(full_id[len(_PREFIX) :] for full_id in listed),
-        spans=spans,
-        ids=_IDS.get(source.family, lambda name: (*stem(name), *_prefixed_stem(name))),
-        folder_ids=lambda name: (*whole(name), *_prefixed(name)),
-    )
+    return assemble("activitynet", protocol, source, pairs, listed=listed, spans=spans)
 
 
 def _duration(entry: dict[str, Any], where: str) -> float:
     seconds = entry.get("duration")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise DatasetError(f"{where}: duration {seconds!r} is not a number of seconds above 0; {REMEDY}")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise DatasetError(f"{where}: duration {seconds!r} is not a number of seconds; {REMEDY}")
     return seconds

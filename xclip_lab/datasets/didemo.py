@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Family, Known, Protocol, Source, VideoTextDataset
-from xclip_lab.datasets.files import Ids, assemble, stem, whole
-from xclip_lab.datasets.reading import asked_for, read_ids, read_json, text_at
+from xclip_lab.datasets.files import LISTS, Ids, Lists, assemble, stem, whole
+from xclip_lab.datasets.reading import asked_for, read_ids, read_list, text_at
 
 # Moments were told of the first 30 seconds; the official loaders read from second 0 to second 31.
 _SPAN = (0.0, 31.0)
@@ -26,6 +26,7 @@ def _any(name: str) -> tuple[str, ...]:
 # Ids hold the ending of the file that was uploaded (`.mov`, or a bare dot, or none); the families disagree on
 # what the files at hand are called.
 _IDS: dict[Family | None, Ids] = {"clip4clip": whole, "xclip": _before_mp4, "glscl": stem}
+LISTS["didemo"] = Lists(lambda source, files: read_ids(files[1]), lambda family: _IDS.get(family, _any))
 
 
 @DATASETS.register("didemo")
@@ -40,17 +41,9 @@ def didemo(source: Source) -> VideoTextDataset:
     listed = read_ids(list_file)
     wanted = frozenset(listed)
     told: dict[str, list[str]] = {}
-    for number, entry in enumerate(read_json(data_file, list)):
+    for number, entry in enumerate(read_list(data_file)):
         where = f"{data_file}, entry {number}"
         if (video := text_at(entry, "video", where)) in wanted:
-            told.setdefault(video, []).append(text_at(entry, "description", where))
+            told.setdefault(video, []).append(text_at(entry, "description", where, blank=True))
     pairs = [(video, " ".join(texts)) for video, texts in told.items()]
-    return assemble(
-        "didemo",
-        protocol,
-        source,
-        pairs,
-        listed=listed,
-        spans=dict.fromkeys(told, _SPAN),
-        ids=_IDS.get(source.family, _any),
-    )
+    return assemble("didemo", protocol, source, pairs, listed=listed, spans=dict.fromkeys(told, _SPAN))

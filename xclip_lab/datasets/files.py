@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from xclip_lab.datasets.base import Sample, Source, VideoTextDataset
+from xclip_lab.datasets.base import PROTOCOLS, Family, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.reading import REMEDY, asked_for
 from xclip_lab.errors import DatasetError
 from xclip_lab.frame_folder import IMAGE_SUFFIXES
 
@@ -41,6 +43,45 @@ def whole(name: str) -> tuple[str, ...]:
     return (name,)
 
 
+@dataclass(frozen=True)
+class Lists:
+    """What a public dataset says of its videos without its captions.
+
+    Attributes:
+        read: the ids that a split lists, from these annotation files of it.
+        ids: for each family, and None, which ids a file may belong to by its name; folder_ids: which a folder
+            of frames.
+    """
+
+    read: Callable[[Source, tuple[Path, ...]], list[str]]
+    ids: Callable[[Family | None], Ids] = lambda family: stem
+    folder_ids: Ids = whole
+
+
+LISTS: dict[str, Lists] = {}
+"""Of each public dataset. Readers fill it."""
+
+
+def listed_ids(name: str, source: Source) -> list[str]:
+    """The ids that a split lists, each once. Captions need not be there.
+
+    Raises:
+        DatasetError: missing or malformed lists, no such protocol or split.
+    """
+    _, files = asked_for(name, source)
+    return list(dict.fromkeys(LISTS[name].read(source, files)))
+
+
+def listing(name: str, source: Source) -> VideoTextDataset:
+    """The videos that a split lists, each with an empty caption: what there is without its captions.
+
+    Raises:
+        DatasetError: as `listed_ids`, or a folder that cannot be listed.
+    """
+    protocol, _ = asked_for(name, source)
+    return assemble(name, protocol, source, [(video, "") for video in listed_ids(name, source)])
+
+
 def assemble(
     name: str,
     protocol: str,
@@ -49,23 +90,24 @@ def assemble(
     *,
     listed: Iterable[str] = (),
     spans: Mapping[str, tuple[float, float]] | None = None,
-    ids: Ids = stem,
-    folder_ids: Ids = whole,
 ) -> VideoTextDataset:
     """The dataset of these captions, with their videos where they are found.
 
     Args:
         pairs: id and caption, in the protocol's order. listed: the ids that the split lists.
         spans: start and end of a video in seconds; a video without one is taken whole.
-        ids, folder_ids: as in `find_videos`.
 
     Raises:
         DatasetError: no captions at all, or a folder that cannot be listed.
     """
     if not pairs:
-        raise DatasetError(f"{source.root}: none of the videos of split {source.split!r} has a caption")
+        files = ", ".join(PROTOCOLS[name][protocol].files[source.split])
+        raise DatasetError(
+            f"{source.root}: none of the videos of split {source.split!r} has a caption in {files}; {REMEDY}"
+        )
     told = dict.fromkeys(video for video, _ in pairs)
-    found = find_videos(source, told, ids, folder_ids)
+    names = LISTS[name]
+    found = find_videos(source, told, names.ids(source.family), names.folder_ids)
     samples = []
     for video, caption in pairs:
         start, end = (spans or {}).get(video, (None, None))

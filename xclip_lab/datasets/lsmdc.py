@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
-from xclip_lab.datasets.files import assemble
-from xclip_lab.datasets.reading import REMEDY, asked_for, read_text
+from xclip_lab.datasets.files import LISTS, Lists, assemble
+from xclip_lab.datasets.reading import REMEDY, asked_for, read_ids, read_text
 from xclip_lab.errors import DatasetError
 
 _COLUMNS = 6
@@ -28,6 +28,20 @@ PROTOCOLS["lsmdc"] = {
 }
 
 
+def _listed(source: Source, files: tuple[Path, ...]) -> list[str]:
+    """The clips of `<split>_clip_ids.txt` where there is one, else of the table of sentences."""
+    table = source.root / f"{source.split}_clip_ids.txt"
+    ids = read_ids(table) if table.exists() else [clip for clip, _ in _pairs(files[0])]
+    return [clip for clip in ids if clip not in _left_out(source)]
+
+
+def _left_out(source: Source) -> set[str]:
+    return _LEFT_OUT_BY_GLSCL if source.family == "glscl" else set()
+
+
+LISTS["lsmdc"] = Lists(_listed)
+
+
 @DATASETS.register("lsmdc")
 def lsmdc(source: Source) -> VideoTextDataset:
     """Read LSMDC: a sentence a line, in the order of the file. A clip may have several. The family `glscl`
@@ -37,8 +51,7 @@ def lsmdc(source: Source) -> VideoTextDataset:
         DatasetError: missing or malformed files, no such protocol or split.
     """
     protocol, (file,) = asked_for("lsmdc", source)
-    left_out = _LEFT_OUT_BY_GLSCL if source.family == "glscl" else frozenset()
-    pairs = [pair for pair in _pairs(file) if pair[0] not in left_out]
+    pairs = [pair for pair in _pairs(file) if pair[0] not in _left_out(source)]
     return assemble("lsmdc", protocol, source, pairs)
 
 
@@ -49,7 +62,9 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         cells = line.strip().split("\t")
         if cells == [""]:
             continue
-        if len(cells) != _COLUMNS or not cells[0].strip() or not cells[-1].strip():
+        if len(cells) == _COLUMNS - 1 and line.lstrip().count("\t") == len(cells):
+            cells.append("")  # a blank sentence: `strip` took the tab before it
+        if len(cells) != _COLUMNS or not cells[0].strip():
             raise DatasetError(
                 f"{path}, line {number}: not the six columns clip id, start and end aligned, start and end "
                 f"extracted, sentence, separated by tabs: {line[:80]!r}; {REMEDY}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
-from xclip_lab.datasets.files import assemble
-from xclip_lab.datasets.reading import asked_for, of_kind, read_json, read_rows, text_at
+from xclip_lab.datasets.files import LISTS, Lists, assemble
+from xclip_lab.datasets.reading import asked_for, of_kind, read_dict, read_rows, text_at
 from xclip_lab.errors import DatasetError
 
 _DATA = "MSRVTT_data.json"
@@ -33,6 +34,28 @@ PROTOCOLS["msrvtt"] = {
 }
 
 
+def _listed(source: Source, files: tuple[Path, ...], data: dict[str, Any] | None = None) -> list[str]:
+    """The ids of the split's own table where there is one, else what the JSON says of each video.
+
+    Args:
+        data: the JSON, if it was read.
+    """
+    full = source.root / f"MSRVTT_{source.split}.full.csv"
+    table = files[-1] if files[-1].name != _DATA else full
+    if table != full or full.exists():
+        return _ids(table)
+    own = _OWN_NAMES[source.split]
+    videos = _entries(read_dict(files[0]) if data is None else data, "videos", files[0])
+    return [
+        text_at(video, "video_id", f"{files[0]}, video {number}")
+        for number, video in enumerate(videos)
+        if text_at(video, "split", f"{files[0]}, video {number}") == own
+    ]
+
+
+LISTS["msrvtt"] = Lists(_listed)
+
+
 @DATASETS.register("msrvtt")
 def msrvtt(source: Source) -> VideoTextDataset:
     """Read MSR-VTT. Protocols: `9k` (usual) and `7k` train on 9,000 and on 7,010 videos with 20 captions each
@@ -47,14 +70,14 @@ def msrvtt(source: Source) -> VideoTextDataset:
     protocol, files = asked_for("msrvtt", source)
     if files[0].name == _TEST:
         return assemble("msrvtt", protocol, source, _test_pairs(files[0]))
-    data = read_json(files[0], dict)
-    listed = _ids(files[1]) if len(files) > 1 else _full_ids(source, data)
+    data = read_dict(files[0])
+    listed = _listed(source, files, data)
     wanted = frozenset(listed)
     pairs = []
     for number, entry in enumerate(_entries(data, "sentences", files[0])):
         where = f"{files[0]}, sentence {number}"
         if (video := text_at(entry, "video_id", where)) in wanted:
-            pairs.append((video, text_at(entry, "caption", where)))
+            pairs.append((video, text_at(entry, "caption", where, blank=True)))
     return assemble("msrvtt", protocol, source, pairs, listed=listed)
 
 
@@ -73,21 +96,6 @@ def _ids(path: Path) -> list[str]:
     return list(
         dict.fromkeys(row["video_id"].strip() for _, row in read_rows(path, ("video_id",), "video_id"))
     )
-
-
-def _full_ids(source: Source, data: dict[str, object]) -> list[str]:
-    """The table of the split where there is one, else what the JSON says of each video."""
-    table = source.root / f"MSRVTT_{source.split}.full.csv"
-    if table.exists():
-        return _ids(table)
-    where = source.root / _DATA
-    own = _OWN_NAMES[source.split]
-    videos = _entries(data, "videos", where)
-    return [
-        text_at(video, "video_id", f"{where}, video {number}")
-        for number, video in enumerate(videos)
-        if text_at(video, "split", f"{where}, video {number}") == own
-    ]
 
 
 def _entries(data: dict[str, object], key: str, path: Path) -> list[object]:

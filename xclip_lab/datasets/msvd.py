@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
-from xclip_lab.datasets.files import assemble
+from xclip_lab.datasets.files import LISTS, Lists, assemble
 from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_ids, texts_of
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import AbsentError, DatasetError
 
 _CAPTIONS = "raw-captions.pkl"
 _KNOWN = {"train": Known(1200, 48_774), "val": Known(100, 4290), "test": Known(670, 27_763)}
@@ -18,6 +18,7 @@ _KNOWN = {"train": Known(1200, 48_774), "val": Known(100, 4290), "test": Known(6
 PROTOCOLS["msvd"] = {
     "standard": Protocol(_KNOWN, {split: (f"{split}_list.txt", _CAPTIONS) for split in _KNOWN}),
 }
+LISTS["msvd"] = Lists(lambda source, files: read_ids(files[0]))
 
 
 @DATASETS.register("msvd")
@@ -30,13 +31,14 @@ def msvd(source: Source) -> VideoTextDataset:
     protocol, (list_file, captions_file) = asked_for("msvd", source)
     captions = read_captions(captions_file)
     pairs = []
-    for video in read_ids(list_file):
+    listed = read_ids(list_file)
+    for video in listed:
         where = f"{captions_file}, video {video!r}"
         if video not in captions:
             raise DatasetError(f"{where}: not in it, though {list_file.name} lists it; {REMEDY}")
         lists = of_kind(captions[video], list, where)
         pairs += [(video, " ".join(texts_of(words, where))) for words in lists]
-    return assemble("msvd", protocol, source, pairs)
+    return assemble("msvd", protocol, source, pairs, listed=listed)
 
 
 def read_captions(path: Path) -> dict[str, Any]:
@@ -44,12 +46,12 @@ def read_captions(path: Path) -> dict[str, Any]:
     may call any function when it is loaded.
 
     Raises:
-        DatasetError: missing, damaged, or it asks for anything else.
+        AbsentError: no such file. DatasetError: damaged, or it asks for anything else.
     """
     try:
         data = _Plain(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
     except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such file; {REMEDY}") from error
+        raise AbsentError(f"{path}: no such file; {REMEDY}") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged pickle may end in any of them

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xclip_lab.datasets.base import PROTOCOLS, Source
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import AbsentError, DatasetError
 from xclip_lab.registry import did_you_mean
 
 REMEDY = "data/README.md says which files belong there and what stands in them"
@@ -20,19 +20,21 @@ def asked_for(dataset: str, source: Source) -> tuple[str, tuple[Path, ...]]:
     """The name of the protocol that is asked for, and its annotation files of the split.
 
     Raises:
-        DatasetError: no such protocol (case, `-` and `_` do not count), or it has no such split.
+        DatasetError: no such protocol (case, `-` and `_` do not count). AbsentError: it has no such split.
     """
     protocols = PROTOCOLS[dataset]
-    names = {_plain(alias): name for name, each in protocols.items() for alias in (name, *each.aliases)}
+    called = {name: (name, *each.aliases) for name, each in protocols.items()}
+    names = {_plain(alias): name for name, aliases in called.items() for alias in aliases}
     name = next(iter(protocols)) if source.protocol is None else names.get(_plain(source.protocol))
     if name is None:
         raise DatasetError(
             f"dataset {dataset!r} has no protocol {source.protocol!r}"
-            f"{did_you_mean(str(source.protocol), protocols)} (there are {', '.join(protocols)})"
+            f"{did_you_mean(str(source.protocol), sum(called.values(), ()))} "
+            f"(there are {', '.join(map(' or '.join, called.values()))})"
         )
     protocol = protocols[name]
     if source.split not in protocol.splits:
-        raise DatasetError(
+        raise AbsentError(
             f"dataset {dataset!r}, protocol {name!r}: no split {source.split!r} "
             f"(there are {', '.join(protocol.splits)}){protocol.lacks and '; ' + protocol.lacks}"
         )
@@ -56,24 +58,33 @@ def _plain(name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark."""
+    """A text file in UTF-8, with or without a byte order mark. Raises AbsentError where there is none."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such file; {REMEDY}") from error
+        raise AbsentError(f"{path}: no such file; {REMEDY}") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
-    """A JSON file that holds a `kind`."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
     try:
-        data = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not valid JSON ({error}); {REMEDY}") from error
-    return of_kind(data, kind, str(path))
+
+
+def read_list(path: Path) -> list[Any]:
+    """A JSON file that holds a list."""
+    return of_kind(read_json(path), list, str(path))
+
+
+def read_dict(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a dictionary."""
+    return of_kind(read_json(path), dict, str(path))
 
 
 def of_kind(value: Any, kind: type[list] | type[dict], where: str) -> Any:
@@ -84,20 +95,19 @@ def of_kind(value: Any, kind: type[list] | type[dict], where: str) -> Any:
     return value
 
 
-def text_at(entry: Any, key: str, where: str) -> str:
-    """The text of an entry at `key`, as it stands, blanks at its ends and all."""
+def text_at(entry: Any, key: str, where: str, blank: bool = False) -> str:
+    """The text of an entry at `key`, as it stands, blanks at its ends and all; where `blank`, it may be no
+    more than blanks, as the official loaders have it with captions."""
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (blank or value.strip()):
         raise DatasetError(f"{where}: no text at {key!r} in {_cut(entry)}; {REMEDY}")
     return value
 
 
 def texts_of(value: Any, where: str) -> list[str]:
-    """`value`, which has to be a list of texts, none of them empty, and not empty itself."""
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+    """`value`, which has to be a list of texts. It and they may be empty."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise DatasetError(f"{where}: {_cut(value)} where a list of texts is expected; {REMEDY}")
-    if any(not text.strip() for text in value):
-        raise DatasetError(f"{where}: an empty text in {_cut(value)}")
     return value
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
-from xclip_lab.datasets.files import assemble
-from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_ids, read_json, texts_of
+from xclip_lab.datasets.files import LISTS, Lists, assemble
+from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_ids, read_json, text_at, texts_of
 from xclip_lab.errors import DatasetError
 
 _DATA = "vatex_data.json"
@@ -23,6 +26,7 @@ PROTOCOLS["vatex"] = {
         lacks="776 videos of its test are in the val of 'hgr', which therefore is not its own",
     ),
 }
+LISTS["vatex"] = Lists(lambda source, files: read_ids(files[0]))
 
 
 @DATASETS.register("vatex")
@@ -35,12 +39,22 @@ def vatex(source: Source) -> VideoTextDataset:
         DatasetError: missing or malformed files, a listed video without captions, no such protocol or split.
     """
     protocol, (list_file, data_file) = asked_for("vatex", source)
-    data = read_json(data_file, dict)
+    data = _records(data_file)
     pairs = []
-    for video in read_ids(list_file):
+    listed = read_ids(list_file)
+    for video in listed:
         where = f"{data_file}, video {video!r}"
         if video not in data:
             raise DatasetError(f"{where}: not in it, though {list_file.name} lists it; {REMEDY}")
         captions = texts_of(of_kind(data[video], dict, where).get("enCap"), f"{where}, 'enCap'")
         pairs += [(video, caption) for caption in captions]
-    return assemble("vatex", protocol, source, pairs)
+    return assemble("vatex", protocol, source, pairs, listed=listed)
+
+
+def _records(path: Path) -> dict[str, Any]:
+    """The record of each video by its id: CLIP2Video's dictionary, or a list of records with their `videoID`,
+    as the makers publish them."""
+    data = read_json(path)
+    if isinstance(data, list):
+        data = {text_at(each, "videoID", f"{path}, entry {row}"): each for row, each in enumerate(data)}
+    return of_kind(data, dict, str(path))
