@@ -31,7 +31,6 @@ from xclip_lab.config import RunConfig
 from xclip_lab.model import create_model
 from xclip_lab.prepare import prepare
 from xclip_lab.preprocess import normalise
-from xclip_lab.store import ClipStore
 
 FRAMES, SIDE, EPOCH_BATCH, EPOCH_STEPS = 12, 224, 4, 6
 
@@ -52,29 +51,27 @@ def main() -> None:
 
 def compare(videos: Path, temporary: Path) -> None:
     """Time each way on every clip, and check that raw frames are the decoder's."""
-    stores: dict[str, ClipStore] = {}
+    kept: dict[str, ClipDataset] = {}
     for format in ("raw", "jpeg"):
         config = config_of(videos, temporary / "store", format)
         dataset = load_dataset("folder", "train", videos)
         print(f"{format}: {prepare([dataset], config, workers=2, progress=False)}")
-        stores[format] = ClipStore(config.data, FRAMES, SIDE)
-    samples = dataset.video_samples()
-    for sample in samples[:5]:
-        kept = stores["raw"].read(sample)
-        assert kept is not None
-        assert torch.equal(kept.pixels, load_frames(sample, config, SIDE).pixels)
+        kept[format] = ClipDataset(dataset, config, unique_videos=True)
+    samples = kept["raw"].samples
+    for index, sample in enumerate(samples[:5]):
+        assert torch.equal(kept["raw"][index].pixels, load_frames(sample, config, SIDE).pixels)
     ways: dict[str, Callable] = {
-        "official way (OpenCV, a seek a frame)": lambda sample: official_way(sample.path),
-        "decord in one call, verified": lambda sample: load_frames(sample, config, SIDE).pixels,
-        "decord in one call": lambda sample: load_frames(sample, config, SIDE, verify=False).pixels,
-        "store, JPEG": lambda sample: stores["jpeg"].read(sample).pixels.contiguous(),
-        "store, raw": lambda sample: stores["raw"].read(sample).pixels.clone(),
+        "official way (OpenCV, a seek a frame)": lambda index: official_way(samples[index].path),
+        "decord in one call, verified": lambda index: load_frames(samples[index], config, SIDE),
+        "decord in one call": lambda index: load_frames(samples[index], config, SIDE, verify=False),
+        "store, JPEG": lambda index: kept["jpeg"][index],
+        "store, raw": lambda index: kept["raw"][index].pixels.clone(),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for sample in samples:
+    for index in range(len(samples)):
         for name, way in ways.items():
             began = time.perf_counter()
-            way(sample)
+            way(index)
             times[name].append(1e3 * (time.perf_counter() - began))
     official = statistics.median(next(iter(times.values())))
     for name, taken in times.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from xclip_lab import __version__, commands
-from xclip_lab.errors import ConfigError, UserError
+from xclip_lab.errors import ConfigError, UserError, disk_remedy
 from xclip_lab.registry import did_you_mean
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _DISK:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{place}{error.strerror}; make room or choose another place and start again")
+        return _complain(f"{place}{error.strerror}; {disk_remedy(error)} and start again")
     return 0
 
 

@@ -5,7 +5,11 @@ import errno
 
 def disk_remedy(error: OSError) -> str:
     """What to do about a disk that does not take a file."""
-    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
+    return (
+        "make room or choose another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else "choose another place"
+    )
 
 
 class UserError(Exception):

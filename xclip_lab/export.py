@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -134,7 +135,7 @@ def to_frames(path: str | Path, folder: str | Path, fps: float = 5.0, short_side
         How many JPEGs were written.
 
     Raises:
-        VideoError: the video cannot be read; then there is no folder.
+        VideoError: the video cannot be read; then there is no folder. ConfigError: as in `export`.
     """
     info, folder = _probe(path, fps, short_side), Path(folder)
     places = _on_display(info, fps)
@@ -145,14 +146,15 @@ def to_frames(path: str | Path, folder: str | Path, fps: float = 5.0, short_side
     with _written(folder) as temporary:
         temporary.mkdir()
         for index, pixels in iterate_frames(info, places):
-            image = _resized(pixels, _size(info, short_side))
+            jpeg = BytesIO()  # into a file Pillow writes half where the disk takes no more, and says nothing
+            _resized(pixels, _size(info, short_side)).save(jpeg, "JPEG", quality=_JPEG_QUALITY)
             for _ in range(copies[index]):
                 number += 1
-                image.save(temporary / f"{number:08d}.jpg", quality=_JPEG_QUALITY)
+                (temporary / f"{number:08d}.jpg").write_bytes(jpeg.getbuffer())
     return number
 
 
-def to_video(path: str | Path, file: str | Path, fps: float = 3.0, short_side: int = 224) -> int:
+def to_video(path: str | Path, file: str | Path, fps: float = 3.0, short_side: int | None = 224) -> int:
     """Write a small H.264 copy without sound: every `1 / fps` seconds the frame that is then on display.
 
     CLIP4Clip's script uses FFmpeg's defaults likewise, but squeezes a portrait into a landscape; here the
@@ -162,13 +164,17 @@ def to_video(path: str | Path, file: str | Path, fps: float = 3.0, short_side: i
         How many frames were written.
 
     Raises:
-        VideoError: the video cannot be read, or not be written as H.264; then there is no file.
+        VideoError: the video cannot be read, or not be written as H.264; then there is no file. ConfigError:
+            as in `export`.
     """
     info, rate = _probe(path, fps, short_side), Fraction(fps).limit_denominator(1000)
     places = _on_display(info, fps)
     height, width = (max(2, side // 2 * 2) for side in _size(info, short_side))
     copies, number = Counter(places), 0
-    with _written(Path(file)) as temporary, av.open(os.path.abspath(temporary), "w", format="mp4") as container:
+    with (
+        _written(Path(file)) as temporary,
+        av.open(os.path.abspath(temporary), "w", format="mp4") as container,
+    ):
         stream = container.add_stream("libx264", rate=rate, options={"threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index, pixels in iterate_frames(info, places):
@@ -194,8 +200,8 @@ def _export_one(job: tuple[To, Path, Path, float, int | None]) -> DatasetError |
         if not target.exists():  # else another machine was faster
             remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
             return DatasetError(
-                f"{target}: cannot be written ({error.strerror or error}); {remedy} and give the same command "
-                "again: what is finished is kept"
+                f"{target}: cannot be written ({error.strerror or error}); {remedy} and give the same "
+                "command again: what is finished is kept"
             )
     return None
 
@@ -272,7 +278,7 @@ def _written(target: Path) -> Iterator[Path]:
 
 
 def _temporary(target: Path) -> Path:
-    """Beside the target, another one on each machine; a digest, because a name may be as long as a file's name
+    """Beside the target, another one on each machine; a digest, because names may be as long as a file's name
     can be."""
     name = os.fsencode(f"{platform.node()}/{target.name}")
     return target.with_name(atomic.TEMPORARY + hashlib.sha256(name).hexdigest()[:16])

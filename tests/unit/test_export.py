@@ -1,10 +1,17 @@
 """Videos written out as folders of JPEGs or small copies, and read again."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.shared import ROOT
 from tests.videos import number_of, picture, turn, write_video
 from xclip_lab import atomic, video
 from xclip_lab.errors import ConfigError, DatasetError, VideoError
@@ -166,7 +173,9 @@ def test_what_is_refused(tmp_path):
         ({"to": "frames", "fps": 3}, DatasetError, "out: holds .*5.0.*, not .*3"),
         ({"to": "film"}, ConfigError, "'film' is not one of frames, video"),
         ({"to": "video", "fps": 0}, ConfigError, "fps: 0"),
+        ({"to": "video", "fps": 0.0009}, ConfigError, "fps: 0.0009 .* from 0.001 to 1000"),
         ({"to": "video", "short_side": 1}, ConfigError, "short_side: 1"),
+        ({"to": "video", "short_side": 0}, ConfigError, "short_side: 0"),
     ]:
         with pytest.raises(error, match=message):
             export({"a": path}, out, progress=False, **options)
@@ -179,3 +188,91 @@ def test_what_is_refused(tmp_path):
         export({"a": path, "a/b": path}, tmp_path / "new", "frames", progress=False)
     with pytest.raises(DatasetError, match="would share the name 'a'"):
         names([path, path.with_suffix(".avi")], tmp_path)
+
+
+def test_the_lowest_rate_there_is(tmp_path):
+    path = write_video(tmp_path / "a.mkv", 30, times=[i * 2500 for i in range(30)])  # 50 minutes
+    assert to_video(path, tmp_path / "b.mp4", fps=0.001) == 3
+    assert numbers(tmp_path / "b.mp4") == [0, 10, 20]
+    for write in (to_frames, to_video):
+        with pytest.raises(ConfigError, match=r"fps: 0\.0001"):
+            write(path, tmp_path / "c", fps=0.0001)
+
+
+@pytest.mark.parametrize("to", ["frames", "video"])
+def test_what_it_wrote_is_not_written_again(tmp_path, to):
+    """Where `out` lies among the videos, the next call finds the copies there as well."""
+    first = write_video(tmp_path / "a.mp4", 10)
+    out = tmp_path / "sub"
+    export(names([first], tmp_path), out, to, progress=False)
+    before = sorted(out.rglob("*"))
+    copy = out / "a" if to == "frames" else out / "a.mp4"
+    report = export(names([first, copy], tmp_path), out, to, progress=False)
+    assert (report.written, report.found, report.failed) == (0, 1, {})
+    assert sorted(out.rglob("*")) == before
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from xclip_lab.export import export
+from xclip_lab.errors import DatasetError
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+    folder, to = Path(sys.argv[1]), sys.argv[2]
+    videos = {path.stem: path for path in sorted(folder.glob("*.mkv"))}
+    try:
+        export(videos, folder / "out", to, workers=2, progress=False)
+    except DatasetError as error:
+        print(error, file=sys.stderr)
+        failed = error  # its frames live on, as those of a notebook's last error do
+"""
+
+
+@pytest.mark.parametrize("to", ["frames", "video"])
+def test_a_disk_that_takes_no_more(tmp_path, to):
+    """One line, and nothing half done is left."""
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "0.mkv", 1500, rate=5)  # a worker is still at it, and is killed
+    for number in range(1, 9):
+        write_video(tmp_path / f"{number}.mkv", 2, rate=1)
+    noise = [rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(4)]
+    write_video(tmp_path / "9.mkv", noise, codec="ffv1", rate=1)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), to], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "cannot be written (File too large); mend that and give" in done.stderr
+    assert not list((tmp_path / "out").rglob(f"{atomic.TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_room_is_asked_for_where_it_helps(tmp_path, monkeypatch, number):
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    path = write_video(tmp_path / "a.mp4", 5)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DatasetError, match="what is finished is kept") as caught:
+        export({"a": path}, tmp_path / "out", "frames", progress=False)
+    assert ("make room" in str(caught.value)) == (number != errno.EIO)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["prepared.json"]
+
+
+def test_two_machines_on_one_disk(tmp_path, monkeypatch):
+    """Each writes beside the other; who comes second finds the work done."""
+    path = write_video(tmp_path / "a.mp4", 5)
+    whole = Image.Image.save
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(Image.Image, "save", whole)
+        monkeypatch.setattr("platform.node", lambda: "another")
+        assert export({"a": path}, tmp_path / "out", "frames", progress=False).written == 1
+        whole(*arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", overtaken)
+    report = export({"a": path}, tmp_path / "out", "frames", progress=False)
+    assert report.failed == {}
+    assert len(video.read_frames(tmp_path / "out" / "a").frames) == 3
+    monkeypatch.undo()
+    assert not list((tmp_path / "out").glob(f"{atomic.TEMPORARY}*"))

@@ -114,6 +114,42 @@ def test_cut_off(tmp_path, name, codec, container, share):
     refusal(path)
 
 
+MATROSKA = [
+    ("a.mkv", "libx264", {}),
+    ("a.mkv", "mpeg4", {"write_crc32": "0", "cues_to_front": "1"}),
+    ("a.mkv", "libx264", {"live": "1"}),
+    ("a.webm", "libvpx-vp9", {"cluster_size_limit": "600"}),
+    ("a.webm", "libvpx", {"live": "1", "cluster_time_limit": "300"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "container"), MATROSKA)
+def test_a_hole_in_matroska(tmp_path, name, codec, container):
+    """FFmpeg goes on behind it with the next cluster, without a word of what is missing."""
+    path = write_video(tmp_path / name, 60, codec=codec, container=container, options={"g": "10"})
+    assert video.probe(path).frame_count == 60
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    first = data.index(b"\x1f\x43\xb6\x75")  # of the clusters
+    for trial in range(30):
+        place = int(rng.integers(first, len(data) - 1100))
+        hole = (bytes(1000), rng.bytes(1000), b"")[trial % 3]
+        path.write_bytes(data[:place] + hole + data[place + 1000 :])
+        assert "damaged or cut off" in refusal(path)
+
+
+def test_matroska_without_a_checksum_or_with_a_wrong_one(tmp_path):
+    path = write_video(tmp_path / "a.mkv", 20)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\xa3", data.index(b"\x1f\x43\xb6\x75")) + 100  # in the first frame
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert "do not fit their checksum" in refusal(path)
+    path = write_video(tmp_path / "b.mkv", 20, container={"write_crc32": "0"})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\x81\0\x28\0", b"\x82\0\x28\0"))  # the frame after 40 ms
+    assert "belong to no track" in refusal(path)
+
+
 def test_damage_is_told_and_the_rest_can_be_read(tmp_path):
     path = write_video(tmp_path / "a.mp4", 120, options={"g": "20", "bf": "2"})
     damage(path, 0.42, 0.46)

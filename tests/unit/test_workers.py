@@ -88,6 +88,18 @@ def test_items_are_taken_as_workers_are_free():
     assert len(taken) <= 4
 
 
+def test_a_forgotten_iterator_goes_in_silence():
+    """The garbage collector may finalize the connections before it closes the iterator."""
+    stream = watched(time.sleep, [0.0, 600.0, 600.0], workers=2, timeout_s=600)
+    next(stream)
+    busy = dict(stream.gi_frame.f_locals["busy"])
+    assert len(busy) == 2
+    for connection in busy:
+        connection.__del__()
+    stream.close()
+    assert all(worker._process.returncode == -signal.SIGKILL for worker, _ in busy.values())
+
+
 def test_nothing_to_do():
     assert list(watched(behave, [], workers=2, timeout_s=1)) == []
 
