@@ -271,7 +271,9 @@ def encode_videos(
     if not clips.instant:
         absent = [s for s in clips.samples if s.path is None or not s.path.exists()]
         if len(absent) > allowed:
-            raise _too_many_missing(dataset, {s.video_id: f"{s.path}: no such file" for s in absent}, allowed)
+            place = config.data.videos or dataset.root
+            gone = {s.video_id: f"{s.path or f'{s.video_id} below {place}'}: no such file" for s in absent}
+            raise _too_many_missing(dataset, gone, allowed)
     loader = make_loader(clips, order=None, batch_size=batch_size)
     device, parts = _device(model), []
     with evaluating(model):
