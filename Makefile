@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all lab lint clean
+.PHONY: help install quickstart test test-browser test-all lab gallery lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,8 +27,14 @@ test: $(INSTALLED) ## the fast tests; says what was skipped and why
 test-all: test ## every test
 	$(PYTEST) -m slow
 
+test-browser: $(INSTALLED) ## the slow tests that drive JupyterLab in Chromium, where that is installed
+	$(PYTEST) tests/browser
+
 lab: $(INSTALLED) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+gallery: $(INSTALLED) ## the notebooks executed on a quickstart run, as pages in runs/gallery/
+	$(BIN)/python scripts/gallery.py
 
 lint: $(INSTALLED) ## format, lint, types, stripped notebooks
 	$(BIN)/ruff format --check .

@@ -21,15 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from xclip_lab import compare, study
+from xclip_lab import study
 from xclip_lab.checkpoint import load_model
 from xclip_lab.clips import ClipDataset, FrameStore, preload
 from xclip_lab.config import load_config, model_config_from_dict, to_dict
 from xclip_lab.evaluation import evaluate
+from xclip_lab.grid import load_grid
 from xclip_lab.model import RetrievalModel
 from xclip_lab.result import Result
 from xclip_lab.train import fit
 
+MIX = load_grid("methods").overrides
+"""The clips and the length of training that `70_compare` has."""
 TWO_HEADS = {"towers.architecture.embed_dim": 128, "towers.architecture.text_width": 128}
 
 
@@ -83,7 +86,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="the run_dir of 70_compare")
     parser.add_argument("--epochs", type=int, default=6, help="of the models trained here")
     arguments = parser.parse_args()
-    data = load_config("quickstart", compare.MIX)
+    data = load_config("quickstart", MIX)
     test = study.open_split(data, "test")
     whole = preload(ClipDataset(test, data), progress=False)
     stores = {"all frames": whole, "some frames": shortened(whole)}
@@ -101,9 +104,11 @@ def main() -> None:
 def trained(switch: Switch, runs: Path, epochs: int) -> Path:
     """The first seed's run of the comparison, or a run of its own where the row needs another model."""
     if not switch.settings:
-        return min(runs.glob(f"{switch.preset}_s*"))
+        wanted = load_config(switch.preset, MIX).model
+        configs = sorted(runs.glob("*_s0_*/config.yaml"))
+        return next(path.parent for path in configs if load_config(path).model == wanted)
     run_dir = runs / f"ledger_{switch.row.replace(' ', '_')}"
-    config = load_config(switch.preset, compare.MIX | switch.settings | {"train.epochs": epochs})
+    config = load_config(switch.preset, {**MIX, **switch.settings, "train.epochs": epochs})
     fit(study.new_model(config), config, study.open_split(config, "train"), run_dir, progress=False)
     return run_dir
 

@@ -288,6 +288,65 @@ def _parser() -> _Parser:
     embed.add_argument("--split", action="append", help="only this split; may be given several times")
     embed.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of what is stored")
 
+    search = parser.add_command(
+        "search",
+        commands.search,
+        "find own videos by words",
+        "Embeds the videos of a folder once, captions are not needed, and ranks them for the query; a table "
+        "of the best goes to the screen, their frames to a figure. Of a video the model sees at most "
+        "max_frames frames. Without --run, --official or --preset: OpenAI's CLIP and the mean of the frames. "
+        "Keys of data are options as well.",
+        overrides=True,
+        example='xclip-lab search holiday "a dog runs" --run runs/my-run\n'
+        '  xclip-lab search holiday "a dog runs" --towers.pretrained ViT-B-32.pt',
+    )
+    search.add_argument("folder", metavar="FOLDER", help="of videos; folders in it are looked through too")
+    search.add_argument("query", metavar="QUERY", help="a sentence")
+    search.add_argument("--run", dest="run_or_checkpoint", metavar="RUN", help="a run folder or a checkpoint")
+    search.add_argument("--preset", help="settings, for an official file or towers as they come")
+    search.add_argument("--official", metavar="FILE", help="a published checkpoint (pytorch_model.bin.N)")
+    search.add_argument("--family", metavar="F", help="whose it is: clip4clip, xclip, clip2video or glscl")
+    search.add_argument("--migrate", action="store_true", help="as of `xclip-lab evaluate`")
+    search.add_argument("--top", type=int, default=5, metavar="N", help="how many videos to show (5)")
+    search.add_argument(
+        "--index", default="data/libraries", metavar="DIR", help="where features are kept (data/libraries)"
+    )
+    search.add_argument(
+        "--out", default="runs/search", metavar="DIR", help="where the figure goes (runs/search)"
+    )
+
+    sweep = parser.add_command(
+        "sweep",
+        commands.sweep,
+        "fill a table of a paper, or a grid of your own, with runs",
+        "Each cell is an executed notebook in a process of its own; finished ones are never run again, and a "
+        "failed one does not stop the others. Without --preset the grids of the package run on generated "
+        f"clips. {_KEYS}",
+        overrides=True,
+        example="xclip-lab sweep xclip-contrasts --workers 2\n"
+        "  xclip-lab sweep xclip-contrasts --preset xclip-msrvtt-b32 --dry-run\n"
+        "  xclip-lab sweep my_grid.yaml --slurm --partition gpu --hours 12",
+    )
+    sweep.add_argument("grid", metavar="GRID", help="xclip-contrasts and the like, or a YAML file")
+    sweep.add_argument("--preset", help="in place of the grid's: the same cells with its data and towers")
+    sweep.add_argument("--seeds", metavar="N,N", help="in place of the grid's, such as 0,1,2")
+    sweep.add_argument(
+        "--run-dir", default="runs/ablation", metavar="DIR", help="the folder of all cells (runs/ablation)"
+    )
+    sweep.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="cells at a time; else one a GPU, or one a core, at most four",
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="list the cells and the table as it stands")
+    sweep.add_argument("--smoke", action="store_true", help="tiny sizes, two rows, meaningless numbers")
+    sweep.add_argument("--slurm", action="store_true", help="run the cells as jobs of a Slurm cluster")
+    sweep.add_argument("--partition", metavar="P", help="of the cluster")
+    sweep.add_argument("--cpus", type=int, metavar="N", help="cores of a job (8)")
+    sweep.add_argument("--gpus", type=int, metavar="N", help="GPUs of a job (1)")
+    sweep.add_argument("--hours", type=float, metavar="N", help="after which a job is ended (24)")
+
     runs = parser.add_command("runs", commands.runs, "list runs", example="xclip-lab runs")
     runs.add_argument("root", nargs="?", default="runs", metavar="ROOT", help="the folder of run folders")
 

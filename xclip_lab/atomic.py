@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
@@ -17,6 +18,19 @@ def write_text(path: Path, text: str) -> None:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path`, in a folder that is made where it is not there. Through a temporary file of its own,
+    whatever process on whatever machine writes beside it. Raises OSError where it cannot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

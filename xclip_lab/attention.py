@@ -16,6 +16,7 @@ from xclip_lab.errors import ConfigError
 from xclip_lab.heads import Tap
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.registry import did_you_mean
+from xclip_lab.tokens import TokenSet
 
 
 def tap_names(model: nn.Module) -> dict[str, str]:
@@ -31,9 +32,10 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor | Callable[[Tensor], 
         ConfigError: a tap that the model does not have.
     """
     hooks = []
+    known = tap_names(model)
     try:
         for name, value in values.items():
-            hooks.append(_tap(model, name).register_forward_hook(_replacement(value)))
+            hooks.append(_tap(model, name, known).register_forward_hook(_replacement(value)))
         yield
     finally:
         for hook in hooks:
@@ -53,14 +55,27 @@ def run_with_cache(
     Raises:
         ConfigError: a tap that the model does not have.
     """
-    names = tap_names(model) if names is None else names
-    cache: dict[str, Tensor] = {}
-    recorders = {name: _recorder(cache, name) for name in names}
-    with evaluating(model), replaced(model, recorders):
+    with recorded(model, names) as cache:
         text = model.encode_text(batch.token_ids, batch.text_mask)
         video = model.encode_video(batch.video, batch.video_mask)
         similarity = model.similarity(text, video)
     return similarity, cache
+
+
+@contextmanager
+def recorded(model: RetrievalModel, names: Iterable[str] | None = None) -> Iterator[dict[str, Tensor]]:
+    """Within the block, which is in evaluation mode and without gradients, what passes the taps is kept.
+
+    Args:
+        names: the taps to keep, None for all.
+
+    Raises:
+        ConfigError: a tap that the model does not have.
+    """
+    cache: dict[str, Tensor] = {}
+    names = tap_names(model) if names is None else names
+    with evaluating(model), replaced(model, {name: _recorder(cache, name) for name in names}):
+        yield cache
 
 
 @dataclass(frozen=True)
@@ -110,19 +125,31 @@ def explain(model: RetrievalModel, clip: Clip) -> Explanation:
     Raises:
         ConfigError: a head other than X-CLIP with the contrast `frame-word` and the fusion `aosm`.
     """
+    config = model.config
+    batch = collate([clip], config.max_words, config.max_frames).to(next(model.parameters()).device)
+    with evaluating(model):
+        words = model.encode_text(batch.token_ids, batch.text_mask)
+        video = model.encode_video(batch.video, batch.video_mask)
+    return explain_features(model, clip, words, video)
+
+
+def explain_features(
+    model: RetrievalModel, clip: Clip, text_features: TokenSet, video_features: TokenSet
+) -> Explanation:
+    """As `explain`, of features that are there already: of `clip.caption` and of its frames, one each."""
     check_explainable(model, "explain")
-    config, settings = model.config, model.config.head
-    device = next(model.parameters()).device
-    batch = collate([clip], config.max_words, config.max_frames).to(device)
-    logit, cache = run_with_cache(model, batch)
+    settings = model.config.head
+    with recorded(model) as cache:
+        logit = model.similarity(text_features, video_features)
     seen = {name.removeprefix("head."): value[0, 0].double().cpu().numpy() for name, value in cache.items()}
-    tokens, frames = int(batch.text_mask.sum()), int(batch.video_mask.sum())
+    ids, mask = text.tokenize(clip.caption, model.config.max_words)
+    tokens, frames = int(mask.sum()), int(video_features.mask.sum())
     scale = model.logit_scale.exp().item() / len(settings.contrasts)
     return Explanation(
         caption=clip.caption,
         video_id=clip.video_id,
-        tokens=text.token_texts(batch.token_ids[0].tolist())[:tokens],
-        words=text.token_words(clip.caption, config.max_words)[:tokens],
+        tokens=text.token_texts(ids[0].tolist())[:tokens],
+        words=text.token_words(clip.caption, model.config.max_words)[:tokens],
         pixels=clip.pixels.permute(0, 2, 3, 1).numpy(),
         timestamps=clip.timestamps.numpy(),
         similarity=seen["word_frame_similarity"][:tokens, :frames],
@@ -135,8 +162,7 @@ def explain(model: RetrievalModel, clip: Clip) -> Explanation:
     )
 
 
-def _tap(model: nn.Module, name: str) -> nn.Module:
-    known = tap_names(model)
+def _tap(model: nn.Module, name: str, known: Iterable[str]) -> nn.Module:
     if name not in known:
         raise ConfigError(f"no tap {name!r}{did_you_mean(name, known)} (taps: {', '.join(known)})")
     return model.get_submodule(name)

@@ -13,6 +13,7 @@ from xclip_lab.config import TowersConfig, TowerSizes
 from xclip_lab.errors import ConfigError
 from xclip_lab.pretrained import is_openai_archive, load_clip_weights, locate
 from xclip_lab.registry import did_you_mean
+from xclip_lab.tap import tap_attention
 
 
 class Towers(CLIP):
@@ -44,6 +45,8 @@ class Towers(CLIP):
             cast_dtype=torch.float16 if half else None,
         )
         self.sizes, self.mask_padded_words = sizes, mask_padded_words
+        tap_attention(self.transformer)  # words; the visual one: the class token, then patches
+        tap_attention(self.visual.transformer)
 
     def words(self, token_ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sentence and word features (CLIP4Clip 3.2): every position through ln_final and the projection.

@@ -9,6 +9,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 
 from xclip_lab.errors import ConfigError
+from xclip_lab.tap import tap_attention
 
 MASKED = -1e6
 """What the official code adds to the attention of padded keys: finite, so an all-padded row stays finite."""
@@ -18,9 +19,9 @@ EPSILON = 1e-12
 
 
 def added_transformer(width: int, layers: int) -> Transformer:
-    """Blocks that are added to the towers: QuickGELU, heads = width / 64, LayerNorm eps 1e-12."""
+    """Blocks that are added to the towers: QuickGELU, heads = width / 64, LayerNorm eps 1e-12; with taps."""
     norm = partial(LayerNorm, eps=EPSILON)
-    return Transformer(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm)
+    return tap_attention(Transformer(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm))
 
 
 def added_linear(width: int, outputs: int) -> nn.Linear:

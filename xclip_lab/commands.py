@@ -14,6 +14,7 @@ from xclip_lab.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
+    from xclip_lab.executors import Executor
 
 _QUICKSTART = "00_quickstart"
 _TOLD_BY_TOWERS = ("name", "architecture", "pretrained", "linear_patch")
@@ -289,6 +290,89 @@ def embed(arguments: Namespace) -> None:
         without = f", without {len(lost)} that cannot be read: {', '.join(list(lost)[:5])}" if lost else ""
         print(f"{dataset.split}: {len(dataset)} captions, {len(dataset.videos)} videos{without} in {place}")
     print(f"next: train what follows the towers with --data.features {arguments.out}")
+
+
+def search(arguments: Namespace) -> None:
+    """The videos of a folder that a sentence finds."""
+    from xclip_lab import study
+    from xclip_lab.config import load_config
+    from xclip_lab.errors import CheckpointError
+    from xclip_lab.found import file_name
+    from xclip_lab.plots import save_figure
+    from xclip_lab.search import ZERO_SHOT, ZERO_SHOT_SETTINGS, open_library
+
+    own = (arguments.run_or_checkpoint, arguments.official, arguments.preset)
+    file, settings = _what_to_evaluate(arguments) if any(own) else (None, ZERO_SHOT)
+    usual = {} if any(own) else ZERO_SHOT_SETTINGS
+    config = load_config(settings, {**usual, **arguments.overrides})
+    if file is not None:
+        _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
+    try:
+        model, opened = study.open_model(file, config, arguments.family or "", arguments.migrate)
+    except CheckpointError as error:
+        if file is not None:
+            raise
+        raise CheckpointError(f"{error}: --towers.pretrained FILE, or a trained model by --run RUN") from None
+    _refuse_contradictions(arguments.overrides, config, opened, file)
+    library = open_library(arguments.folder, model, opened, arguments.index)
+    print(f"{len(library)} videos, {library.embedded} of them embedded now")
+    for reason in library.broken.values():
+        print(f"left out: {reason}")
+    found = library.search(arguments.query, arguments.top)
+    print(f"\u201c{found.query}\u201d: {found.scoring}")
+    table = found.table()
+    _print_table([list(table), *table.astype(str).to_numpy().tolist()])
+    name = file_name(found.query)
+    save_figure(found.show(), arguments.out, name)
+    print(f"frames: {Path(arguments.out, name)}.png and .pdf")
+
+
+def sweep(arguments: Namespace) -> None:
+    """Every cell of a grid, and the table that they fill."""
+    from xclip_lab import plots, tables
+    from xclip_lab import sweep as sweeps
+    from xclip_lab.grid import cells, load_grid
+    from xclip_lab.runs import collect
+
+    seeds = None if arguments.seeds is None else _numbers("--seeds", arguments.seeds)
+    grid = load_grid(arguments.grid, arguments.preset, seeds, arguments.overrides, arguments.smoke)
+    root = Path(arguments.run_dir)
+    every = cells(grid, root)
+    for cell in every if arguments.dry_run else ():
+        print(f"{'done' if cell.done else 'to do':<6} {cell.name:<40} {cell.run_dir}")
+    executor, failed = _executor(arguments), {}
+    try:
+        if not arguments.dry_run:
+            failed = sweeps.run(every, executor)
+    finally:
+        found = tables.save(grid, every, root / "tables")
+        text = tables.shown(found)
+        _print_table([list(text.columns), *text.to_numpy().tolist()])
+        print("", *tables.legend(grid, every), sep="\n")
+    if found["runs"].any():
+        plots.save_figure(tables.figure(grid, found), root / "tables" / "figures", grid.name)
+        collect(root).to_csv(root / "runs.csv", index=False)
+    print(f"saved in {root / 'tables'}")
+    sweeps.raise_failures(failed)
+
+
+def _executor(arguments: Namespace) -> Executor:
+    from xclip_lab.executors import cluster, local
+
+    options = ("partition", "cpus", "gpus", "hours")
+    given = {name: value for name in options if (value := getattr(arguments, name)) is not None}
+    if arguments.slurm:
+        return cluster(Path(arguments.run_dir) / "slurm", at_once=arguments.workers, **given)
+    if given:
+        raise ConfigError(f"--{next(iter(given))} belongs to a cluster: give --slurm as well")
+    return local(arguments.workers)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of numbers such as 0,1") from None
 
 
 def runs(arguments: Namespace) -> None:

@@ -1,201 +1,268 @@
-"""Methods beside each other on the generated clips: one model a method and seed, scored level by level."""
+"""Runs beside each other: recalls by level, tests of every pair, and what one finds and another misses."""
 
 from __future__ import annotations
 
-import os
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
+from pandas.io.formats.style import Styler
 
 from xclip_lab import study
 from xclip_lab.checkpoint import load_model
-from xclip_lab.clips import ClipDataset, FrameStore, preload
-from xclip_lab.config import RunConfig
+from xclip_lab.clips import ClipDataset
 from xclip_lab.cost import scoring_cost
-from xclip_lab.evaluation import evaluate
-from xclip_lab.guards import check_comparable
-from xclip_lab.result import Result
-from xclip_lab.runs import RunError, config_hash, prepare_data
-from xclip_lab.stats import cluster_mean_interval
-from xclip_lab.synthetic import load_truth
-from xclip_lab.train import fit
-
-METHODS = (
-    "quickstart-meanP",
-    "quickstart-seqTransf",
-    "quickstart-tightTransf",
-    "quickstart",
-    "quickstart-clip2video",
-    "quickstart-glscl",
-    "quickstart-maxsim",
-    "quickstart-ti",
-    "quickstart-wti",
+from xclip_lab.entries import Entry, check_trainings
+from xclip_lab.errors import CheckpointError
+from xclip_lab.metrics import ranks
+from xclip_lab.paired import (
+    LEVEL,
+    detectable_paired,
+    detectable_unpaired,
+    holm,
+    paired_test,
+    recall_margin,
+    seed_test,
 )
-"""The families and baselines: CLIP4Clip three times, X-CLIP, CLIP2Video, GLSCL, then the token-wise ones."""
+from xclip_lab.result import Result
+from xclip_lab.stats import cluster_mean_interval
+from xclip_lab.synthetic import ClipTruth
 
-MIX: dict[str, Any] = {
-    "data.root": "data/generated/compare",
-    "data.generate": {"train_clips": 3000, "test_clips": 400, "level_shares": [1.0, 1.0, 1.0, 1.0]},
-    "train.epochs": 10,
-}
-"""The clips: all four levels in equal shares, for training and for the test; and how long to train."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model of the comparison: its config and the folder of its run."""
-
-    config: RunConfig
-    run_dir: Path
-
-    @property
-    def result_dir(self) -> Path:
-        """Where its evaluation lies, once it is done: a folder that no other command writes to."""
-        return self.run_dir / "compare"
-
-    @property
-    def done(self) -> bool:
-        """Whether it was trained and evaluated."""
-        return (self.result_dir / "metrics.json").is_file()
+Seeds = Result | Sequence[Result]
+"""The result of one training, or of several that differ in the seed only."""
+_DASH = "\u2013"
 
 
-def cells(
-    presets: Sequence[str],
-    seeds: Sequence[int],
-    overrides: Mapping[str, Any],
-    root: str | Path,
-    smoke: bool = False,
-) -> list[Cell]:
-    """Every method with every seed; a run's folder is named after its whole config, so none is done twice.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    mix = {} if smoke else MIX
-    configs = [
-        study.configure(preset, {**mix, **overrides}, seed, smoke) for seed in seeds for preset in presets
-    ]
-    return [
-        Cell(config, Path(root) / f"{config.preset}_s{config.seed}_{config_hash(config)}")
-        for config in configs
-    ]
+def _check(results: Mapping[str, Seeds]) -> dict[str, list[Result]]:
+    """Each side as a list, once all are known to answer the same question."""
+    lists = {name: [side] if isinstance(side, Result) else list(side) for name, side in results.items()}
+    check_trainings(lists)
+    return lists
 
 
-def run(cells: Sequence[Cell], workers: int = 2) -> None:
-    """Train and evaluate what is not done, `workers` models at a time, each in its share of the cores.
+def _ranks(result: Result) -> np.ndarray:
+    """`[T]`, one a caption and ties against it, whatever the result's own way with ties."""
+    return ranks(result.similarity, result.text_to_video)["t2v"]
 
-    Interrupted or killed, the same call goes on: finished cells stay, the others resume at their last step.
+
+def _hits(results: Sequence[Result]) -> np.ndarray:
+    """Bool `[seeds, T]`: the caption's video comes first."""
+    return np.stack([_ranks(result) == 1 for result in results])
+
+
+def pairwise(results: Mapping[str, Seeds]) -> pd.DataFrame:
+    """Text-to-video R@1 of every two models on the same captions, tested.
+
+    With several seeds, a caption's hits are averaged over them: difference, interval and `p` speak of other
+    captions put to these very trainings; `p_seeds` of other trainings.
+
+    Returns:
+        A row a pair: `a`, `b`, their `R@1 a`, `R@1 b` (percent); `difference` (a - b, points) with its 95%
+        interval `low`, `high`, not corrected; `queries`, `discordance`, `detectable`, `p` and `p_mcnemar` as
+        `PairedTest`; `seeds a`, `seeds b`, how many; `sd_a`, `sd_b`, `share` and `p_seeds` as `SeedTest`;
+        `p_holm`, `p_seeds_holm`, corrected for all pairs; `verdict`, in words.
 
     Raises:
-        UserError: of the first cell that fails; the cells that run meanwhile are finished first.
-        RunError: a process died, as it does when the memory is full.
+        DatasetError: results of unlike protocols or galleries. MetricError: fewer than two videos.
     """
-    waiting = [cell for cell in cells if not cell.done]
-    if not waiting:
-        return
-    prepare_data(waiting[0].config)
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_open_worker, initargs=(waiting[0].config, threads)
-    ) as pool:
-        running = {pool.submit(_train_and_evaluate, cell): cell for cell in waiting}
-        with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="compare", unit="model") as bar:
-            try:
-                for future in as_completed(running):
-                    _finish(future, running[future])
-                    bar.set_postfix_str(running[future].run_dir.name, refresh=False)
-                    bar.update()
-            finally:
-                pool.shutdown(cancel_futures=True)
+    sides = _check(results)
+    hits = {name: _hits(side) for name, side in sides.items()}
+    rows = [
+        {"a": a, "b": b} | _row(hits[a], hits[b], _query_clusters(sides[a][0]))
+        for a, b in itertools.combinations(sides, 2)
+    ]
+    table = pd.DataFrame(rows)
+    if rows:
+        table["p_holm"], table["p_seeds_holm"] = holm(table["p"]), holm(table["p_seeds"])
+        table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
+    return table
 
 
-def _finish(future: Future[None], cell: Cell) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool as error:
-        raise RunError(
-            f"a process that trained {cell.run_dir.name} or a model beside it died, as it does when the "
-            "memory is full; take fewer workers and start again to go on"
-        ) from error
+def _query_clusters(result: Result) -> np.ndarray:
+    return result.clusters[result.text_to_video]
 
 
-# Frames of both splits, decoded once in each worker: all cells have the same clips.
-_stores: dict[str, FrameStore] = {}
+def _row(hits_a: np.ndarray, hits_b: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
+    test = paired_test(hits_a, hits_b, clusters)
+    recalls_a, recalls_b = 100.0 * hits_a.mean(1), 100.0 * hits_b.mean(1)
+    seeds = seed_test(recalls_a, recalls_b, test.error)
+    return {
+        "R@1 a": recalls_a.mean(),
+        "R@1 b": recalls_b.mean(),
+        "difference": test.difference.value,
+        "low": test.difference.low,
+        "high": test.difference.high,
+        "queries": test.queries,
+        "discordance": test.discordance,
+        "detectable": test.detectable,
+        "p": test.p,
+        "p_mcnemar": test.p_mcnemar,
+        "seeds a": len(hits_a),
+        "seeds b": len(hits_b),
+        "sd_a": seeds.sd_a,
+        "sd_b": seeds.sd_b,
+        "share": seeds.share,
+        "p_seeds": seeds.p,
+    }
 
 
-def _open_worker(config: RunConfig, threads: int) -> None:
-    torch.set_num_threads(threads)
-    for split in (config.data.train_split, config.data.test_split):
-        _stores[split] = preload(ClipDataset(study.open_split(config, split), config), progress=False)
+def _verdict(row: Mapping[str, Any]) -> str:
+    if not row["p_holm"] < LEVEL:
+        return f"no difference shown; one below {row['detectable']:.1f} points could be missed"
+    better = f"{row['a'] if row['difference'] > 0 else row['b']} finds more"
+    trained = f"{row['seeds a']} + {row['seeds b']} trainings"
+    if row["p_seeds_holm"] < LEVEL:
+        return f"{better}, over the seeds too ({trained})"
+    if min(row["seeds a"], row["seeds b"]) == 1:
+        return f"{better}, as trained here; one training a side says nothing of others"
+    return f"{better}, as trained here; {trained} do not show that others would"
 
 
-def _train_and_evaluate(cell: Cell) -> None:
-    config, data = cell.config, cell.config.data
-    train, test = study.open_split(config, data.train_split), study.open_split(config, data.test_split)
-    model = study.new_model(config)
-    done = fit(model, config, train, cell.run_dir, store=_stores[data.train_split], progress=False)
-    trained = load_model(done.checkpoint)
-    evaluate(trained, test, config, store=_stores[data.test_split], progress=False).save(cell.result_dir)
+def shown(tests: pd.DataFrame) -> Styler:
+    """`pairwise` for a reader: p-values as one writes them, and no column in which nothing is known."""
+    rows = [
+        {
+            "pair (a \u2212 b)": f"{row['a']} \u2212 {row['b']}",
+            "difference [95%]": f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
+            "McNemar p": p_text(row["p_mcnemar"]),
+            "p": p_text(row["p"]),
+            "Holm p": p_text(row["p_holm"]),
+            "SD of seeds a": _or_dash(row["sd_a"], ".1f"),
+            "b": _or_dash(row["sd_b"], ".1f"),
+            "share": _or_dash(row["share"], ".0%"),
+            "p over seeds": p_text(row["p_seeds"]),
+            "verdict": row["verdict"],
+        }
+        for row in tests.to_dict("records")
+    ]
+    table = pd.DataFrame(rows)
+    table = table.loc[:, (table != _DASH).any()]
+    style = table.style.format(escape="html").hide(axis="index").set_properties(**{"text-align": "left"})
+    style = style.set_properties(subset=list(table.columns[1:-1]), **{"white-space": "nowrap"})
+    return style.set_table_styles([{"selector": "th", "props": "text-align: left"}])
 
 
-def table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """A row a method and level: text-to-video R@1 in the full gallery, and what scoring costs.
+def p_text(p: float) -> str:
+    """A p-value in three decimals.
 
-    All methods answer the same captions, so a method's gain over the first one is paired: caption by caption.
-    The intervals are bootstrapped over clips, with each caption's hits averaged over the seeds. They say what
-    other captions would give, not what other seeds would: for that stand `seed_min` and `seed_max`.
+    >>> p_text(0.0301), p_text(1e-9)
+    ('0.030', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else _or_dash(p, ".3f")
+
+
+def _or_dash(value: float, how: str) -> str:
+    return _DASH if math.isnan(value) else format(value, how)
+
+
+def sensitivity(tests: pd.DataFrame) -> pd.DataFrame:
+    """How small a difference of R@1 could be seen, here and with the 1,000 queries of MSR-VTT 1k-A.
+
+    Args:
+        tests: of `pairwise`.
+
+    Returns:
+        A row a gallery: `queries` (here the median over pairs of the independent ones), `R@1` (here the mean,
+        there X-CLIP's published one), `margin` (half its 95% interval), the least detectable difference in
+        points of two models on the same queries that disagree on 10, 20 or 40% of them (`paired 10%` ...),
+        and of two recalls from unlike sources (`unpaired`).
+    """
+    here = tests["queries"].median(), tests[["R@1 a", "R@1 b"]].to_numpy().mean()
+    rows = {}
+    for name, (queries, recall) in {"this gallery": here, "MSR-VTT 1k-A": (1000.0, 46.1)}.items():
+        rows[name] = {"queries": queries, "R@1": recall, "margin": recall_margin(recall, queries)}
+        rows[name] |= {f"paired {share}%": detectable_paired(queries, share) for share in (10, 20, 40)}
+        rows[name] |= {"unpaired": detectable_unpaired(queries, recall)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def disagreements(a: Result, b: Result) -> pd.DataFrame:
+    """The captions whose video exactly one of two models puts first; first those that the other misses most.
+
+    Returns:
+        Indexed by the caption's row: `right` (`a` or `b`), `rank_a`, `rank_b`, `caption`, `video`, and
+        `instead`, the video that the other model puts first.
+
+    Raises:
+        DatasetError: results of unlike protocols or galleries.
+    """
+    _check({"a": a, "b": b})
+    rank_a, rank_b = _ranks(a), _ranks(b)
+    rows = np.flatnonzero((rank_a == 1) != (rank_b == 1))
+    rows = rows[np.argsort(-np.maximum(rank_a, rank_b)[rows], kind="stable")]
+    right = np.where(rank_a[rows] == 1, "a", "b")
+    columns = [
+        _first_other(b if side == "a" else a, row) for side, row in zip(right, rows.tolist(), strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "right": right,
+            "rank_a": rank_a[rows],
+            "rank_b": rank_b[rows],
+            "caption": [a.captions[row] for row in rows],
+            "video": [a.videos[a.text_to_video[row]] for row in rows],
+            "instead": [a.videos[column] for column in columns],
+        },
+        index=rows,
+    )
+
+
+def _first_other(result: Result, row: int) -> int:
+    """The best column of a caption beside its own video's (ties stand before that)."""
+    others = result.similarity[row].copy()
+    others[result.text_to_video[row]] = -np.inf
+    return int(others.argmax())
+
+
+def table(entries: Mapping[str, Entry], clips: ClipDataset | None) -> pd.DataFrame:
+    """A row a model and level: text-to-video R@1 in the full gallery, and what scoring costs.
+
+    All answer the same captions, so the gain over the first one is paired: caption by caption. The intervals
+    are bootstrapped over clips, with each caption's hits averaged over the seeds. They say what other
+    captions would give, not what other seeds would: for that stand `seed_min` and `seed_max`.
+
+    Args:
+        clips: of `open_clips`; generated ones know their levels.
 
     Returns:
         Columns `method`, `level` (`all` first), `captions`, `seeds`; `R@1` with its 95% interval `low`,
-        `high`, and its range over seeds; `gain`, `gain_low`, `gain_high` over the first method, in points;
-        `gmac` (of 1,000 texts with 1,000 videos, after the towers) and `parameters` (beside the towers).
-
-    Raises:
-        DatasetError: cells that were evaluated on different clips.
+        `high`, and its range over seeds; `gain`, `gain_low`, `gain_high` over the first one, in points;
+        `gmac` (of 1,000 texts with 1,000 videos, after the towers) and `parameters` (beside the towers), NaN
+        without a checkpoint.
     """
-    methods: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.done:
-            methods.setdefault(method_name(cell.config), []).append(cell)
+    truth = study.find_truth(clips.config, clips.dataset.split) if clips else {}
     rows: list[dict[str, Any]] = []
     reference: np.ndarray | None = None
-    loaded = {str(cell.run_dir): Result.load(cell.result_dir) for same in methods.values() for cell in same}
-    if loaded:
-        check_comparable(loaded)
-    for name, same in methods.items():
-        results = [loaded[str(cell.run_dir)] for cell in same]
-        hits = np.stack([100.0 * (result.ranks["t2v"] == 1) for result in results])  # [seeds, captions]
+    for name, entry in entries.items():
+        hits = 100.0 * _hits(entry.results)
         reference = hits.mean(0) if reference is None else reference
-        of_method = {"method": name, "seeds": len(results), **_size(same[0])}
-        rows += [of_method | row for row in _level_rows(same[0].config, results[0], hits, reference)]
+        of_entry = {"method": name, "seeds": len(hits), **_size(entry)}
+        rows += [of_entry | row for row in _level_rows(entry.results[0], truth, hits, reference)]
     return pd.DataFrame(rows)
 
 
-def _size(cell: Cell) -> dict[str, float]:
-    model = load_model(cell.run_dir)
+def _size(entry: Entry) -> dict[str, float]:
+    try:
+        model = load_model(entry.run_dir or "")
+    except CheckpointError:
+        return {"gmac": math.nan, "parameters": math.nan}
     of_towers = sum(parameter.numel() for parameter in model.clip.parameters())
     everything = sum(parameter.numel() for parameter in model.parameters())
     return {"gmac": scoring_cost(model).gmac(1000, 1000), "parameters": everything - of_towers}
 
 
 def _level_rows(
-    config: RunConfig, result: Result, hits: np.ndarray, reference: np.ndarray
+    result: Result, truth: Mapping[str, ClipTruth], hits: np.ndarray, reference: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """R@1 of all captions and of each level, from the `hits [seeds, captions]` of one method, in percent."""
-    truth = load_truth(config.data.root, config.data.test_split)
-    levels = np.array([truth[result.videos[column]].level for column in result.text_to_video])
-    clusters = result.clusters[result.text_to_video]
-    groups = {"all": np.ones(len(levels), dtype=bool)}
-    groups |= {name: levels == level for level, name in study.LEVELS.items() if (levels == level).any()}
+    """R@1 of all captions and of each level, from the `hits [seeds, captions]` of one model, in percent."""
+    groups = {"all": np.ones(len(result.captions), dtype=bool)}
+    if truth:
+        levels = np.array([truth[result.videos[column]].level for column in result.text_to_video])
+        groups |= {name: levels == level for level, name in study.LEVELS.items() if (levels == level).any()}
+    clusters = _query_clusters(result)
     for name, chosen in groups.items():
         own, by_seed = hits[:, chosen].mean(0), hits[:, chosen].mean(1)
         recall = cluster_mean_interval(own, clusters[chosen])
@@ -212,12 +279,3 @@ def _level_rows(
             "gain_low": gain.low,
             "gain_high": gain.high,
         }
-
-
-def method_name(config: RunConfig) -> str:
-    """A method as the papers call it, such as `CLIP4Clip seqTransf`."""
-    names = {"xclip": "X-CLIP", "clip2video": "CLIP2Video", "glscl": "GLSCL", "maxsim": "MaxSim"}
-    if config.head.name in ("clip4clip", "tightTransf"):
-        tight = config.head.name == "tightTransf"
-        return f"CLIP4Clip {'tightTransf' if tight else config.temporal.agg_module}"
-    return names.get(config.head.name, config.head.name.upper())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -116,3 +117,8 @@ def show_frame(axis: Axes, frame: np.ndarray) -> None:
     axis.imshow(frame, interpolation="antialiased")
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+def quote(caption: str, most: int = 90) -> str:
+    """A caption in quotation marks, shortened to `most` characters."""
+    return f"\u201c{textwrap.shorten(caption, most, placeholder=' ...')}\u201d"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -176,11 +177,15 @@ def left_out(place: Path) -> dict[str, str]:
 
 def towers_hash(model: RetrievalModel) -> str:
     """SHA-256 of the towers' weights, the learnt scale left out."""
+    return weights_hash({name: of for name, of in model.clip.state_dict().items() if name != "logit_scale"})
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of weights and their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.clip.state_dict().items()):
-        if name != "logit_scale":
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

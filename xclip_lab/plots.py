@@ -5,26 +5,22 @@ Colours come from viridis and cividis: they can be told apart by colour-blind re
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from xclip_lab.attention import Explanation
+from xclip_lab.attention_plots import aosm_figure as aosm_figure
+from xclip_lab.attention_plots import pointing_figure as pointing_figure
 from xclip_lab.clips import Clip
 from xclip_lab.drawing import (
     DARK,
     LIGHT,
     MIDDLE,
     SIMILARITY_MAP,
-    WEIGHT_MAP,
     axes_at,
     draw_bars,
     draw_outline,
@@ -32,11 +28,9 @@ from xclip_lab.drawing import (
     styled,
     text_at,
 )
+from xclip_lab.drawing import quote as quote
 from xclip_lab.drawing import save_figure as save_figure
-from xclip_lab.pointing import CONTENT_CLASSES, Pointing
 from xclip_lab.result import SIDES, Result
-from xclip_lab.stats import cluster_mean_interval
-from xclip_lab.synthetic import ClipTruth
 
 
 @styled
@@ -184,162 +178,10 @@ def retrieved_videos(
     """
     strips = []
     for clip, rank, score in zip(clips, ranks, scores, strict=True):
-        caption = "its own video" if clip.video_id == truth else _quote(clip.caption)
+        caption = "its own video" if clip.video_id == truth else quote(clip.caption)
         strips.append((f"rank {rank}, score {score:.2f}:  {caption}", clip))
     framed = [clip.video_id == truth for clip in clips]
-    return film_strips(strips, title=_quote(query), framed=framed)
-
-
-@styled
-def pointing_figure(scores: Mapping[str, Pointing]) -> Figure | None:
-    """Attention mass on a word's own frames, by the word's class, beside what a uniform map would put there.
-
-    Args:
-        scores: as `study.pointing_study` gives them. Without any there is no figure.
-    """
-    if not scores:
-        return None
-    classes = ["all", *CONTENT_CLASSES]
-    figure = Figure(figsize=(8.8, 3.6), layout="constrained")
-    axis = figure.subplots()
-    width = 0.8 / len(scores)
-    looks = [(DARK, None), (DARK, "xxx"), (MIDDLE, "..."), (LIGHT, "///")]
-    for number, (name, pointing) in enumerate(scores.items()):
-        words = pointing.words
-        groups = [words if kind == "all" else words[words["word_class"] == kind] for kind in classes]
-        found = np.array([cluster_mean_interval(group["inside"], group["cluster"]) for group in groups])
-        places = np.arange(len(classes)) - 0.4 + width * (number + 0.5)
-        draw_bars(axis, places, found, 0.92 * width, looks[number % len(looks)], name, "{:.2f}")
-    # What a uniform map puts there depends on the truth only, and a shuffled truth has as many frames.
-    for place, group in enumerate(groups):
-        label = None if place else "uniform map"
-        level = [group["uniform"].mean()] * 2
-        axis.plot([place - 0.44, place + 0.44], level, color="black", ls=":", lw=1.8, label=label)
-    axis.set_xticks(range(len(classes)), ["all content words", *(f"{kind} words" for kind in classes[1:])])
-    axis.set(ylabel="attention on the word's frames", ylim=(0, 1.08))
-    axis.grid(axis="y")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    return figure
-
-
-@styled
-def aosm_figure(explanation: Explanation, truth: ClipTruth | None = None) -> Figure:
-    """How the logit of a caption with a clip comes about: frames, similarity matrix, both stages of AOSM,
-    and what each contrast adds (X-CLIP 3.3 and 3.4).
-
-    Args:
-        truth: of a generated clip; the frames that a word speaks of are outlined.
-    """
-    words, frames = explanation.similarity.shape
-    # All in inches; columns of the three matrices are as wide as the frames above them.
-    panel, bars, tall, below = 2.5, 0.62, 0.215 * words, 3.15
-    side = panel / frames
-    left = (1.15, 1.15 + panel + 0.22, 1.15 + 2 * panel + bars + 0.8)
-    bottom = below + tall
-    figure = Figure(figsize=(left[2] + panel, bottom + side + 0.75))
-    own = _token_truth(explanation, truth)
-
-    unit = Normalize(0, max(explanation.over_frames.max(), explanation.over_words.max()))
-    span = Normalize(explanation.similarity.min(), explanation.similarity.max())
-    maps = (
-        ("(a) word-frame similarity", explanation.similarity, SIMILARITY_MAP, span),
-        ("(b) stage 1, over frames", explanation.over_frames, WEIGHT_MAP, unit),
-        ("(c) stage 1, over words", explanation.over_words, WEIGHT_MAP, unit),
-    )
-    for start, (title, values, colours, norm) in zip(left, maps, strict=True):
-        for column, frame in enumerate(explanation.pixels):
-            show_frame(axes_at(figure, start + column * side, bottom + 0.04, 0.96 * side, 0.96 * side), frame)
-        text_at(figure, start, bottom + side + 0.1, title, weight="bold", fontsize=10)
-        axis = axes_at(figure, start, below, panel, tall)
-        axis.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="none")
-        axis.set_xticks(range(frames), [f"{time:.1f}" for time in explanation.timestamps])
-        axis.set_yticks(
-            range(words), explanation.tokens if start == left[0] else [""] * words, parse_math=False
-        )
-        axis.tick_params(length=0, labelsize=10 if frames <= 8 else 7)
-        axis.spines[:].set_visible(False)
-        draw_outline(axis, own)
-        axis.set_xlabel("time (s)", labelpad=1, fontsize=10)
-    _bar_of_colours(figure, left[0], below - 0.6, panel, SIMILARITY_MAP, span, "similarity")
-    _bar_of_colours(figure, left[1], below - 0.6, panel, WEIGHT_MAP, unit, "weight, in (b) and (c)")
-    axis.set_xlabel("")
-    axis.set_xticklabels([])
-
-    rows = axes_at(figure, left[1] + panel + 0.06, below, bars, tall)
-    rows.barh(range(words), explanation.word_weights, 0.8, color=DARK)
-    rows.set(ylim=(words - 0.5, -0.5), yticks=[], xlim=(0, 1), xticks=[0, 1])
-    rows.set_title("stage 2", fontsize=10, fontweight="normal")
-    columns = axes_at(figure, left[2], below - 0.06 - bars, panel, bars)
-    columns.bar(range(frames), explanation.frame_weights, 0.8, color=DARK)
-    columns.set(xlim=(-0.5, frames - 0.5), ylim=(1, 0), yticks=[0, 1], ylabel="stage 2")
-    columns.set_xlabel("time (s)", labelpad=1, fontsize=10)
-    columns.yaxis.label.set_fontsize(10)
-    columns.set_xticks(range(frames), [f"{time:.1f}" for time in explanation.timestamps])
-    columns.tick_params(axis="x", length=0)
-    for axis in (rows, columns):
-        axis.spines[["top", "right", "bottom", "left"]].set_visible(True)
-        axis.spines[:].set(color="0.7")
-
-    text_at(figure, left[0], 1.72, "(d) the four contrasts add up to the logit", weight="bold", fontsize=10)
-    _waterfall(axes_at(figure, left[0], 0.45, 2 * panel + 0.22, 1.2), explanation)
-    if own.any():
-        key = axes_at(figure, left[2], 0.95, 2 * side, 0.215)
-        key.imshow(np.full((1, 2), 0.35), cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
-        key.set_axis_off()
-        draw_outline(key, np.ones((1, 2), dtype=bool))
-        text_at(
-            figure, left[2] + 2 * side + 0.1, 0.98, "frames that the word\nspeaks of (the truth)", va="center"
-        )
-    text_at(figure, left[0], bottom + side + 0.45, _quote(explanation.caption, 110), fontsize=12)
-    return figure
-
-
-def _waterfall(axis: Axes, explanation: Explanation) -> None:
-    """Each contrast begins where the one before ended; the last bar is the logit."""
-    names = [*explanation.contributions, "logit"]
-    values = np.array(list(explanation.contributions.values()))
-    starts = np.concatenate([[0.0], np.cumsum(values)])
-    starts[-1] = 0.0
-    values = np.append(values, explanation.logit)
-    colours = [MIDDLE] * (len(names) - 1) + [DARK]
-    axis.barh(names, values, 0.72, left=starts, color=colours)
-    ends = np.concatenate([starts, starts + values])
-    room = 0.12 * (np.ptp(ends) or 1.0)
-    for row, (start, value) in enumerate(zip(starts, values, strict=True)):
-        text = f"{value:.2f}" if row == len(values) - 1 else f"{value:+.2f}"
-        axis.text(max(start, start + value) + 0.1 * room, row, text, va="center", fontsize=10)
-        if row:
-            joint = starts[row] if row < len(values) - 1 else explanation.logit
-            axis.plot([joint] * 2, [row - 1.36, row + 0.36], color="0.4", lw=0.8)
-    axis.set_xlim(min(0.0, ends.min()) - 0.02 * room, ends.max() + room)
-    axis.invert_yaxis()
-    axis.axvline(0, color="black", lw=0.8)
-    axis.set_xlabel("contribution to the logit", labelpad=2)
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
-
-
-def _quote(caption: str, most: int = 90) -> str:
-    return f"\u201c{textwrap.shorten(caption, most, placeholder=' ...')}\u201d"
-
-
-def _token_truth(explanation: Explanation, truth: ClipTruth | None) -> np.ndarray:
-    """Bool `[W, F]`: the token belongs to a word that speaks of this frame."""
-    if truth is None:
-        return np.zeros(explanation.similarity.shape, dtype=bool)
-    own = truth.at(explanation.timestamps)
-    return np.array([own[word] if word >= 0 else np.zeros_like(own[0]) for word in explanation.words])
-
-
-def _bar_of_colours(
-    figure: Figure, x: float, y: float, width: float, colours: str, norm: Normalize, label: str
-) -> None:
-    bar = figure.colorbar(
-        ScalarMappable(norm, colours), cax=axes_at(figure, x, y, width, 0.1), orientation="horizontal"
-    )
-    bar.outline.set_visible(False)
-    bar.set_label(label, labelpad=1, fontsize=10)
-    bar.ax.tick_params(labelsize=9, length=2)
+    return film_strips(strips, title=quote(query), framed=framed)
 
 
 def _evenly(clip: Clip, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,19 +9,18 @@ import numpy as np
 import pandas as pd
 
 from xclip_lab import text
-from xclip_lab.attention import run_with_cache
-from xclip_lab.batching import make_loader
-from xclip_lab.clips import ClipDataset, FrameStore
+from xclip_lab.attention_maps import Pair, each_pair, pair_maps
+from xclip_lab.attention_scores import mass
+from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.evaluation import video_clusters
 from xclip_lab.model import RetrievalModel
 from xclip_lab.stats import Interval, cluster_mean_interval
 from xclip_lab.synthetic import ClipTruth
 
 CONTENT_CLASSES = ("colour", "shape", "motion")
-_PAIRS = 8  # scored at once: the head computes all texts with all videos, only the diagonal is used
 
 
 @dataclass(frozen=True)
@@ -60,36 +59,29 @@ def point_at_truth(
     truth: Mapping[str, ClipTruth],
     config: RunConfig,
     store: FrameStore | None = None,
-    tap: str = "head.frame_softmax",
+    name: str = "frame_softmax",
     shuffle_truth: bool = False,
 ) -> Pointing:
     """Score one attention map on matching pairs of generated clips.
 
     Args:
         truth: by video id (`synthetic.load_truth`). store: frames decoded before.
-        tap: a tap whose axes are `[T, V, W, F]` and which sums to 1 over frames.
+        name: a map of weights over frames (`attention_maps.maps_of`).
         shuffle_truth: a control; each clip's truth is laid over its frames in a random order.
 
     Raises:
-        ConfigError: a tap that the model does not have. DatasetError: no content word in any caption.
+        ConfigError: a map that the model does not have. DatasetError: no content word in any caption.
     """
-    clips = ClipDataset(dataset, config.with_model(model.config), store=store, image_size=model.image_size)
     clusters = dict(zip(dataset.videos, video_clusters(dataset).tolist(), strict=True))
-    device = next(model.parameters()).device
     shuffler = np.random.default_rng(config.seed)
     rows = []
-    for batch in make_loader(clips, None, _PAIRS):
-        _, cache = run_with_cache(model, batch.to(device), [tap])
-        assert batch.index is not None  # a loader fills it, and the timestamps
-        assert batch.timestamps is not None
-        for pair, sample in enumerate(batch.index.tolist()):
-            frames = int(batch.video_mask[pair].sum())
-            caption, video_id = dataset.samples[sample].caption, dataset.samples[sample].video_id
-            own = truth[video_id].at(batch.timestamps[pair, :frames].numpy())
-            if shuffle_truth:
-                own = own[:, shuffler.permutation(frames)]
-            weights = cache[tap][pair, pair].float().cpu().numpy()
-            rows += _score_words(caption, weights, own, truth[video_id].classes, video_id)
+    for pair in each_pair(pair_maps(model, dataset, config, store, baselines=False), dataset):
+        if name not in pair.seen.maps:
+            raise ConfigError(f"this model has no map {name!r} (its maps: {', '.join(pair.seen.maps)})")
+        own = truth[pair.video_id].at(pair.timestamps)
+        if shuffle_truth:
+            own = own[:, shuffler.permutation(pair.frames)]
+        rows += _score_words(pair, name, own, truth[pair.video_id].classes)
     if not rows:
         raise DatasetError(
             f"{dataset.name} / {dataset.split}: no {', '.join(CONTENT_CLASSES)} word within the first "
@@ -101,23 +93,19 @@ def point_at_truth(
     return Pointing(words, excess, float(words["inside"].mean() / words["uniform"].mean()))
 
 
-def _score_words(
-    caption: str, weights: np.ndarray, own: np.ndarray, classes: list[str], video_id: str
-) -> list[dict[str, object]]:
-    """One row for each content word; `weights [W, F]` (F padded), `own [n_words, frames]`."""
-    token_words = np.array(text.token_words(caption, len(weights)))
-    rows: list[dict[str, object]] = []
-    for index, word in enumerate(text.caption_words(caption)):
-        tokens = token_words == index
-        if classes[index] in CONTENT_CLASSES and tokens.any():
-            inside = weights[tokens, : own.shape[1]][:, own[index]].sum(-1).mean()
-            rows.append(
-                {
-                    "video_id": video_id,
-                    "word": word.strip(","),
-                    "word_class": classes[index],
-                    "inside": float(inside),
-                    "uniform": float(own[index].mean()),
-                }
-            )
-    return rows
+def _score_words(pair: Pair, name: str, own: np.ndarray, classes: list[str]) -> list[dict[str, object]]:
+    """One row for each content word that has tokens left; `own [n_words, frames]`."""
+    weights = pair.word_rows(name)
+    padded = np.pad(own, ((0, 0), (0, weights.shape[1] - pair.frames)))[: len(weights)]
+    inside = mass(weights, padded)
+    return [
+        {
+            "video_id": pair.video_id,
+            "word": word.strip(","),
+            "word_class": classes[index],
+            "inside": float(inside[index]),
+            "uniform": float(own[index].mean()),
+        }
+        for index, word in enumerate(text.caption_words(pair.caption)[: len(weights)])
+        if classes[index] in CONTENT_CLASSES
+    ]

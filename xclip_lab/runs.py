@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xclip_lab.config import RunConfig, config_from_dict, to_dict
 from xclip_lab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -208,16 +211,23 @@ def list_runs(root: str | Path = "runs") -> list[RunSummary]:
     return [_summary(path.parent) for path in sorted(root.glob("*/config.yaml"))]
 
 
+def collect(root: str | Path = "runs") -> pd.DataFrame:
+    """Every run below `root` as a row of its settings, numbers, costs and stamp: see `collect.collect`."""
+    from xclip_lab.collect import collect
+
+    return collect(root)
+
+
 def _summary(run_dir: Path) -> RunSummary:
     try:
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
         preset, epochs, split = config["preset"], config["train"]["epochs"], config["data"]["test_split"]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return RunSummary(run_dir.name, "?", "?", "config.yaml is damaged", {})
-    stamp = _read_json(run_dir / "checkpoints" / "last" / "stamp.json")
+    stamp = read_json(run_dir / "checkpoints" / "last" / "stamp.json")
     state = _state(stamp, epochs) if stamp else "no checkpoint"
-    evaluated = _read_json(run_dir / "evaluation" / split / "metrics.json")
-    metrics = _read_json(run_dir / "metrics.json") or evaluated
+    evaluated = read_json(run_dir / "evaluation" / split / "metrics.json")
+    metrics = read_json(run_dir / "metrics.json") or evaluated
     data = " ".join(
         part for part in (config["data"]["dataset"], config["data"].get("protocol"), split) if part
     )
@@ -234,7 +244,8 @@ def _state(stamp: dict[str, Any], epochs: int) -> str:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is not there or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

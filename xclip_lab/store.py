@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from xclip_lab.atomic import TEMPORARY, sync
+from xclip_lab.atomic import write_bytes
 from xclip_lab.config import DataConfig
 from xclip_lab.datasets import Sample
 from xclip_lab.datasets.overlap import digest
@@ -80,7 +79,10 @@ class ClipStore:
         Raises:
             OSError: its video cannot be read.
         """
-        told = json.dumps([self._content(sample), sample.start, sample.end, self.settings], sort_keys=True)
+        if sample.path is None:
+            raise FileNotFoundError(f"video {sample.video_id!r} has no file")
+        content = content_of(sample.path, self.folder / "sources")
+        told = json.dumps([content, sample.start, sample.end, self.settings], sort_keys=True)
         key = hashlib.sha256(told.encode()).hexdigest()
         return self.folder / "clips" / key[:2] / f"{key}.safetensors"
 
@@ -111,7 +113,7 @@ class ClipStore:
             tensors["jpeg"] = torch.from_numpy(_strip(frames.pixels))
         try:
             path = self.path(sample)
-            _write(path, save(tensors, metadata={"decoder": frames.decoder}))
+            write_bytes(path, save(tensors, metadata={"decoder": frames.decoder}))
         except OSError as error:
             raise DatasetError(
                 f"{error.filename or self.folder}: {error.strerror or error}; {disk_remedy(error)} "
@@ -119,25 +121,28 @@ class ClipStore:
             ) from error
         return path
 
-    def _content(self, sample: Sample) -> str:
-        """SHA-256 of a sample's video, read anew only where the file has changed."""
-        if sample.path is None:
-            raise FileNotFoundError(f"video {sample.video_id!r} has no file")
-        path = sample.path.absolute()
-        state = _state(path)
-        name = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
-        note = self.folder / "sources" / name[:2] / f"{name}.json"
-        try:
-            known = json.loads(note.read_bytes())
-            if known | state == known:
-                return known["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        content = digest(path)
-        told = {"path": str(path), **state, "sha256": content}
-        with contextlib.suppress(OSError):  # in a store that can only be read it is worked out every time
-            _write(note, json.dumps(told).encode(errors="replace"))
-        return content
+
+def content_of(path: Path, notes: Path) -> str:
+    """SHA-256 of a video, read anew only where the file has changed since it was noted in a folder.
+
+    Raises:
+        OSError: the video cannot be read.
+    """
+    path = path.absolute()
+    state = _state(path)
+    name = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
+    note = notes / name[:2] / f"{name}.json"
+    try:
+        known = json.loads(note.read_bytes())
+        if known | state == known:
+            return known["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    content = digest(path)
+    told = {"path": str(path), **state, "sha256": content}
+    with contextlib.suppress(OSError):  # where it can only be read it is worked out every time
+        write_bytes(note, json.dumps(told).encode(errors="replace"))
+    return content
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -162,18 +167,6 @@ def _strip(pixels: torch.Tensor) -> np.ndarray:
     strip = pixels.permute(0, 2, 3, 1).reshape(frames * height, width, 3).contiguous().numpy()
     encoded = simplejpeg.encode_jpeg(strip, JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
     return np.frombuffer(encoded, np.uint8).copy()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Through a temporary file of its own, whatever process on whatever machine writes beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @functools.cache

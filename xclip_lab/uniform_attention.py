@@ -21,8 +21,8 @@ from xclip_lab.tokens import TokenSet
 
 
 def softmax_taps(model: RetrievalModel) -> list[str]:
-    """The taps that carry attention weights."""
-    return [name for name in tap_names(model) if name.endswith("_softmax")]
+    """The taps of the head that carry attention weights."""
+    return [name for name in tap_names(model) if name.startswith("head.") and name.endswith("_softmax")]
 
 
 @contextmanager

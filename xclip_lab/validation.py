@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -49,16 +50,22 @@ def check(key: str, hint: Any, value: Any) -> Any:
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
     try:
-        checked = parser.parse_object({"value": _respelled(hint, value)}).value
+        checked = _parser(hint).parse_object({"value": _respelled(hint, value)}).value
     except Exception as error:  # jsonargparse raises several kinds
         raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})") from error
     empty = checked is None and not _optional(hint)
     if empty or (isinstance(checked, float) and not math.isfinite(checked)):
         raise ConfigError(f"{key}: {value!r} is not allowed ({_expected(hint, value)})")
     return checked
+
+
+@functools.cache
+def _parser(hint: Any) -> ArgumentParser:
+    """Made once a type: a grid checks thousands of values."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def _respelled(hint: Any, value: Any) -> Any:

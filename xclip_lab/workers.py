@@ -56,7 +56,7 @@ def watched(
     """
     if workers == 0:
         for index, item in enumerate(items):
-            yield index, _attempt(function, item)
+            yield index, attempt(function, item)
         return
     waiting = enumerate(items)
     busy: dict[Any, tuple[_Worker, int]] = {}  # by connection
@@ -143,14 +143,15 @@ def _answer(task: bytes) -> bytes:
         # The kernel's clock, without a handler: it ends the process whatever the function is stuck in, also
         # when the parent is no longer there to do it.
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        return pickle.dumps(_attempt(function, item))
+        return pickle.dumps(attempt(function, item))
     except Exception as error:
         return pickle.dumps(Outcome(error=_in_one_line(error)))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _attempt(function: Callable[[Item], Any], item: Item) -> Outcome:
+def attempt(function: Callable[[Item], Any], item: Item) -> Outcome:
+    """The function's value, or its error in one line."""
     try:
         return Outcome(function(item))
     except Exception as error:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from tests.shared import needs_shared, shared
@@ -16,9 +17,11 @@ from xclip_lab import Result
 from xclip_lab.metrics import METRICS
 from xclip_lab.runs import NOTEBOOKS, execute_notebook
 
-NAMES = ["00_quickstart", "10_data", "20_train", "30_evaluate", "50_attention", "70_compare"]
+NAMES = ["00_quickstart", "10_data", "20_train", "30_evaluate", "40_ablation", "50_attention", "60_explore"]
+NAMES += ["70_compare"]
 PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
-OF_MANY = {"presets", "seeds", "run_dir", "overrides", "smoke"}
+ATTENTION, OF_TRUTH = {"clip", "maps", "patches", "measures", "removal"}, {"classes"}
+OF_MANY = {"seeds", "run_dir", "overrides", "smoke"}
 
 
 def run(name: str, folder: Path, overrides: dict | None = None, **parameters) -> str:
@@ -81,7 +84,7 @@ def test_is_plain(name):
     assigned = ast.parse(parameters.source).body
     assert all(isinstance(line, ast.Assign) for line in assigned)
     given = {line.targets[0].id: ast.literal_eval(line.value) for line in assigned}
-    assert given.keys() >= (OF_MANY if name == "70_compare" else PARAMETERS)
+    assert given.keys() >= (OF_MANY if name in ("40_ablation", "70_compare") else PARAMETERS)
     assert not given["smoke"]
     for cell in code:
         tree = ast.parse(cell.source.replace("%matplotlib inline\n", ""))
@@ -149,7 +152,27 @@ def test_train(generated, tmp_path):
     printed = run("20_train", tmp_path, {**generated, "data.val_split": "test"})
     assert figures(tmp_path) == {"training"}
     assert (tmp_path / "checkpoints/best/model.safetensors").is_file()
+    check_metrics(tmp_path)
+    assert json.loads((tmp_path / "cost.json").read_text())["peak_memory_mib"] > 100
     assert "selection_split: test" in printed
+
+
+def test_ablation(generated, tmp_path):
+    """Two rows on frozen towers, one of them again with its own; a second run finds all done."""
+    wanted = {"grid": "xclip-contrasts", "workers": 2, "run_dir": str(tmp_path / "cells")}
+    printed = run("40_ablation", tmp_path, generated, **wanted)
+    assert "3 cells, 0 of them done before" in printed
+    place = tmp_path / "cells" / "tables"
+    assert figures(place) == {"xclip-contrasts"}
+    rows = (place / "xclip-contrasts.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["row", "SV", "SF", "SV"]
+    assert "other data" in rows[1]
+    executed = sorted((tmp_path / "cells").glob("*/20_train.ipynb"))
+    assert len(executed) == 4
+    before = [path.stat().st_mtime_ns for path in executed]
+    assert len((tmp_path / "cells" / "runs.csv").read_text().splitlines()) == 1 + 4
+    assert "3 cells, 3 of them done before" in run("40_ablation", tmp_path, generated, **wanted)
+    assert [path.stat().st_mtime_ns for path in executed] == before
 
 
 def test_evaluate_a_run(quickstart, generated, tmp_path):
@@ -169,7 +192,7 @@ def test_results_lie_in_a_folder_of_their_own(quickstart, generated, own_videos,
     for name in ("30_evaluate", "50_attention"):
         run(name, tmp_path, generated, checkpoint=str(run_dir), run_dir="")
     check_metrics(run_dir / "evaluation" / "test")
-    assert figures(run_dir / "attention" / "test" / "0") == {"clip", "aosm", "pointing"}
+    assert figures(run_dir / "attention" / "test" / "0") == ATTENTION | OF_TRUTH | {"aosm"}
     assert {path: path.read_bytes() for path in before} == before
     printed = run("30_evaluate", tmp_path, own_videos, run_dir="")
     [folder] = (tmp_path / "runs").iterdir()
@@ -201,20 +224,63 @@ def test_evaluate_real_videos(tmp_path):
 
 
 def test_attention(quickstart, generated, tmp_path):
+    """The run beside itself, as another seed would be: maps that are the same agree without remainder."""
     run_dir, _ = quickstart
-    printed = run("50_attention", tmp_path, generated, checkpoint=str(run_dir), caption_index=1)
-    assert figures(tmp_path) == {"clip", "aosm", "pointing"}
-    for line in ("frame-word", "logit", "frame_softmax", "this model", "shuffled truth"):
+    printed = run(
+        "50_attention",
+        tmp_path,
+        generated,
+        checkpoint=str(run_dir),
+        other_checkpoints=[str(run_dir)],
+        caption_index=1,
+    )
+    assert figures(tmp_path) == ATTENTION | OF_TRUTH | {"aosm"}
+    for line in ("frame-word", "logit", "frame_softmax", "this model, shuffled truth", "untrained"):
         assert line in printed
+    assert "this model: points at the truth: " in printed
+    table = pd.read_csv(tmp_path / "attention.csv")
+    assert set(table["model"]) >= {"this model", run_dir.name, "padding masked", "untrained"}
+    stability = table[(table["measure"] == "stability") & (table["model"] == run_dir.name)]
+    assert stability["value"].min() == pytest.approx(1)
+
+
+def test_attention_of_another_head_on_own_videos(own_videos, tmp_path):
+    printed = run("50_attention", tmp_path, own_videos, preset="quickstart-glscl")
+    assert figures(tmp_path) == ATTENTION
+    assert "left out: explain needs a model with head.name=xclip" in printed
+    assert "left out: not X-CLIP" in printed
+    assert "no truth about these clips" in printed
+    measures = set(pd.read_csv(tmp_path / "attention.csv")["measure"])
+    assert measures == {"padding", "insertion", "deletion", "insertion_curve", "deletion_curve", "stability"}
+
+
+def test_explore(quickstart, generated, tmp_path):
+    """A run beside an untrained model; the figure is that of the first query."""
+    run_dir, _ = quickstart
+    run("60_explore", tmp_path, generated, checkpoint=str(run_dir), other="untrained", root=str(tmp_path))
+    names = {path.stem for path in tmp_path.glob("*.pdf")}
+    assert names == {path.stem for path in tmp_path.glob("*.png")}
+    assert len([name for name in names if name.endswith("_ranking")]) == 2
+    assert len(names) == 4
+
+
+def test_explore_own_videos(own_videos, tmp_path):
+    run("60_explore", tmp_path, own_videos, root=str(tmp_path))
+    assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 def test_compare(generated, tmp_path):
-    methods = ["quickstart", "quickstart-tightTransf", "quickstart-glscl"]
-    printed = run("70_compare", tmp_path, generated, presets=methods, seeds=[0, 1])
-    assert "6 models, 0 of them done before" in printed
-    assert figures(tmp_path) == {"levels", "cost"}
-    rows = (tmp_path / "compare.csv").read_text().splitlines()
-    assert len(rows) == 1 + 3 * 4  # methods, each with `all` and three levels
-    assert "6 models, 6 of them done before" in run(
-        "70_compare", tmp_path, generated, presets=methods, seeds=[0, 1]
-    )
+    """Without runs it trains a grid; with runs named it compares those, and gives the same numbers."""
+    printed = run("70_compare", tmp_path / "grid", generated)
+    assert "2 models to train, 0 of them done before" in printed
+    assert figures(tmp_path / "grid") >= {"levels", "differences", "cost"}
+    rows = (tmp_path / "grid" / "compare.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 4  # methods, each with `all` and three levels
+    runs = sorted(str(folder) for folder in (tmp_path / "grid").glob("quickstart_s0_*"))
+    named = {"checkpoints": runs, "pair": ["CLIP4Clip seqTransf", "CLIP4Clip meanP"]}
+    printed = run("70_compare", tmp_path / "named", **named)
+    assert "only CLIP4Clip seqTransf (a): " in printed
+    numbers = [
+        (tmp_path / name / "pairs.csv").read_text().splitlines()[1].split(",") for name in ("grid", "named")
+    ]
+    assert abs(float(numbers[0][4])) == abs(float(numbers[1][4]))

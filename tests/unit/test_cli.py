@@ -24,7 +24,7 @@ from xclip_lab.history import read_history
 from xclip_lab.result import Result
 
 COMMANDS = ["quickstart", "train", "evaluate", "embed", "data", "data check", "data prepare", "data generate"]
-COMMANDS += ["runs", "presets"]
+COMMANDS += ["search", "sweep", "runs", "presets"]
 CLIPS = {"train_clips": 12, "val_clips": 4, "test_clips": 6}
 SIZES = {
     "embed_dim": 8,

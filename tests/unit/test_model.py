@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from tests.unit.tiny import tiny
 from xclip_lab import Batch, TokenSet
-from xclip_lab.attention import run_with_cache, tap_names
+from xclip_lab.attention import replaced, run_with_cache, tap_names
 from xclip_lab.config import TemporalConfig
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads.base import masked_frame_mean
@@ -143,9 +143,33 @@ def test_taps_say_their_axes():
     batch = batch_of(2, 3)
     _, cache = run_with_cache(tiny(), batch)
     sizes = {"T": 2, "V": 3, "W": 8, "F": 4}
+    blocks = {
+        "clip.transformer.resblocks.0.attn.weights_softmax": (2, 2, 8, 8),
+        "clip.visual.transformer.resblocks.0.attn.weights_softmax": (12, 2, 5, 5),
+        "temporal.transformerClip.resblocks.0.attn.weights_softmax": (3, 1, 4, 4),
+    }
     for name, shape in tap_names(tiny()).items():
         axes = shape.split("]")[0].strip("[").split(", ")
-        assert cache[name].shape == tuple(sizes[axis] for axis in axes), name
+        expected = blocks[name] if name in blocks else tuple(sizes[axis] for axis in axes)
+        assert cache[name].shape == expected, name
+
+
+def test_the_weights_of_a_block_are_those_that_it_uses():
+    """Reading changes no number, not even the last bit; what replaces them takes effect."""
+    model, batch = tiny(), batch_of(2, 3)
+    plain, _ = run_with_cache(model, batch, [])
+    read, cache = run_with_cache(model, batch)
+    assert torch.equal(plain, read)
+    blocks = [name for name in cache if name.endswith("attn.weights_softmax")]
+    assert len(blocks) == 3
+    for name in blocks:
+        torch.testing.assert_close(cache[name].sum(-1), torch.ones_like(cache[name][..., 0]))
+        with replaced(model, {name: lambda weights: weights.clone()}):
+            again, _ = run_with_cache(model, batch, [])
+        torch.testing.assert_close(again, plain)
+        with replaced(model, {name: lambda weights: weights.flip(-1)}):
+            other, _ = run_with_cache(model, batch, [])
+        assert not torch.allclose(other, plain)
 
 
 def test_other_widths_start_at_the_official_scale():

@@ -48,7 +48,7 @@ def planted(setting, look: Callable[[np.ndarray], np.ndarray], **options) -> Poi
         return torch.from_numpy(batch)[:, None].expand_as(weights)
 
     with replaced(model, {TAP: plant}):
-        score = point_at_truth(model, clips.dataset, truth, config, clips.store, tap=TAP, **options)
+        score = point_at_truth(model, clips.dataset, truth, config, clips.store, **options)
     assert next(left, None) is None
     return score
 

@@ -11,29 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from xclip_lab.registry import Registry
+from xclip_lab.tap import Tap as Tap
 from xclip_lab.tokens import TokenSet
 
 if TYPE_CHECKING:
     from xclip_lab.config import TemporalConfig
     from xclip_lab.temporal import AggModule
-
-
-class Tap(nn.Module):
-    """Identity with a name. A forward hook on it reads the value, and replaces it by what it returns.
-
-    Args:
-        shape: the axes of what passes, for example `"[T, V, W, F]"`.
-    """
-
-    def __init__(self, shape: str) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, value: Tensor) -> Tensor:
-        return value
-
-    def extra_repr(self) -> str:
-        return self.shape
 
 
 @dataclass(frozen=True)

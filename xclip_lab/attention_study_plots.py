@@ -1,0 +1,135 @@
+"""Figures of what `attention_study` measured. They take its table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from xclip_lab.attention_maps import BASELINES
+from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, styled
+from xclip_lab.pointing import CONTENT_CLASSES
+
+_MARKERS = "osD^vX"
+_SHADES = (DARK, MIDDLE, LIGHT)
+MEASURES = {
+    "pointing": "points at\nown frame",
+    "mass": "mass on\nown frames",
+    "precision_recall": "precision-recall\narea",
+    "insertion": "insertion",
+    "deletion": "deletion",
+    "stability": "stability\nover seeds",
+}
+"""Measures of `attention_study` as the figures call them, from 0 (stability: -1) to 1."""
+
+
+@styled
+def measures_figure(table: pd.DataFrame) -> Figure:
+    """Every map of every model on every measure, with 95% intervals; dotted, in its own panel, what the
+    uniform map of the first model scores: chance.
+
+    Args:
+        table: of `attention_study`.
+    """
+    table = table[table["word_class"].isin(["content", "all"])]
+    table = table[table["measure"].isin(MEASURES)]
+    measures = [name for name in MEASURES if name in set(table["measure"])]
+    maps = [name for name in table["map"].unique() if name not in BASELINES]
+    maps += [name for name in BASELINES if name in set(table["map"])]
+    models = list(table["model"].unique())
+    size = (2.3 + 1.65 * len(measures), 1.5 + (0.16 + 0.11 * len(models)) * len(maps))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axis, measure in zip(panels, measures, strict=True):
+        found = table[table["measure"] == measure]
+        chance = found[(found["map"] == "uniform") & (found["model"] == models[0])]["value"]
+        for level in chance:
+            axis.axvline(level, color="black", ls=":", lw=1.2)
+        for number, model in enumerate(models):
+            rows = found[found["model"] == model]
+            places = [maps.index(name) for name in rows["map"]]
+            shift = 0.7 * ((number + 0.5) / len(models) - 0.5)
+            errors = np.nan_to_num(np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
+            axis.errorbar(
+                rows["value"],
+                np.array(places) + shift,
+                xerr=errors.clip(min=0),
+                fmt=_MARKERS[number % len(_MARKERS)],
+                color=_SHADES[number % len(_SHADES)],
+                markeredgecolor="black",
+                markeredgewidth=0.5,
+                markersize=5,
+                elinewidth=1,
+                ecolor="0.35",
+                label=model,
+            )
+        for place in set(range(len(maps))) - {maps.index(name) for name in found["map"]}:
+            axis.text(0.8, place, "n/a", color="0.5", ha="center", va="center", fontsize=9)
+        axis.set(xlim=(-1.03 if measure == "stability" else -0.03, 1.03), xlabel=MEASURES[measure])
+        for edge in range(1, len(maps)):
+            axis.axhline(edge - 0.5, color="0.88", lw=0.8, zorder=0)
+    panels[0].set_yticks(range(len(maps)), maps)
+    panels[0].set_ylim(len(maps) - 0.5, -0.5)
+    handles = {
+        label: handle
+        for axis in panels
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(3, len(models)))
+    return figure
+
+
+@styled
+def classes_figure(table: pd.DataFrame, model: str) -> Figure | None:
+    """Area under the precision-recall curve of each map for each class of words; without truth no figure.
+
+    Args:
+        table: of `attention_study`. model: one of its models.
+    """
+    rows = table[(table["model"] == model) & (table["measure"] == "precision_recall")]
+    if rows.empty:
+        return None
+    grid = rows.pivot(index="map", columns="word_class", values="value")
+    classes = [name for name in (*CONTENT_CLASSES, "order", "function") if name in grid]
+    grid = grid.loc[rows["map"].unique(), classes]
+    figure = Figure(figsize=(2.9 + 0.85 * len(classes), 1.3 + 0.32 * len(grid)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(grid, cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid.to_numpy()):
+        colour = "white" if value < 0.5 else "black"
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=10)
+    axis.set_xticks(range(len(classes)), classes)
+    axis.set_yticks(range(len(grid)), list(grid.index))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel("precision-recall area of the words' frames (0 to 1), by class of word")
+    return figure
+
+
+@styled
+def removal_figure(table: pd.DataFrame, model: str, most: int = 6) -> Figure:
+    """How the logit falls as frames are taken away, the most attended first (deletion) or last (insertion).
+
+    Args:
+        table: of `attention_study`. model: one of its models. most: maps drawn, those that find what the
+            logit hangs on best; the uniform map, a random order, always.
+    """
+    rows = table[table["model"] == model]
+    best = rows[(rows["measure"] == "deletion") & (rows["map"] != "uniform")].sort_values("value")["map"]
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = ("deletion: most attended go first", "insertion: most attended stay longest")
+    for axis, kind, title in zip(panels, ("deletion", "insertion"), titles, strict=True):
+        for number, name in enumerate([*best[::-1][:most], "uniform"]):
+            curve = rows[(rows["measure"] == f"{kind}_curve") & (rows["map"] == name)].sort_values("removed")
+            look = {"color": "black", "ls": ":", "lw": 2, "label": "random order"}
+            if name != "uniform":
+                look = {"color": _SHADES[number % 3], "ls": ("-", "--")[number // 3 % 2], "label": name}
+                look |= {"marker": _MARKERS[number % 6], "markersize": 5, "markeredgecolor": "black"}
+                look |= {"markeredgewidth": 0.4}
+            axis.plot(curve["removed"], curve["value"], **look)
+        axis.set(xlabel="frames removed", title=title)
+        axis.grid()
+    panels[0].set_ylabel("logit less the whole clip's")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
