@@ -82,6 +82,7 @@ def write_page(executed: Path, out: Path) -> tuple[str, str]:
         cell.pop("attachments", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if is_shown(output)]
+    notebook.metadata.pop("widgets", None)
     # Nothing is fetched from elsewhere: the pages have no formulas and no widgets.
     body, _ = HTMLExporter(mathjax_url="", require_js_url="", mermaid_js_url="").from_notebook_node(notebook)
     write_text(out / f"{executed.stem}.html", body)
