@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from xclip_lab import __version__, commands
+from xclip_lab import __version__, commands, data_commands
 from xclip_lab.errors import ConfigError, UserError, disk_remedy
 from xclip_lab.registry import did_you_mean
 
@@ -218,7 +218,7 @@ def _parser() -> _Parser:
     )
     check = data.add_command(
         "check",
-        commands.data_check,
+        data_commands.check,
         "tell what of a dataset is there, and what its protocol still needs",
         "Reads the annotations, looks for every video and opens it; a table goes to the screen, all of it as "
         "JSON to a file. Exit code 2 if an evaluation or a training cannot be run with what is there.",
@@ -239,7 +239,7 @@ def _parser() -> _Parser:
     )
     prepare = data.add_command(
         "prepare",
-        commands.data_prepare,
+        data_commands.prepare,
         "decode every video once, for all runs",
         "The frames that a preset's runs look at go to the folder --store (data.store), where they all find "
         "them. With --to the videos are written as files: `frames`, CLIP2Video's folder of JPEGs a video, or "
@@ -263,7 +263,7 @@ def _parser() -> _Parser:
 
     generate = data.add_command(
         "generate",
-        commands.data_generate,
+        data_commands.generate,
         "make captioned clips",
         "Options are the keys of data.generate: train_clips, val_clips, test_clips, size, frames, hold, fps, "
         "level_shares, seed. Interrupted, the same command goes on.",
