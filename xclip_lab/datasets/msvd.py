@@ -9,7 +9,7 @@ from typing import Any
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
 from xclip_lab.datasets.files import LISTS, Lists, assemble
-from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_ids, texts_of
+from xclip_lab.datasets.reading import REMEDY, asked_for, listed_entry, of_kind, read_ids, texts_of
 from xclip_lab.errors import AbsentError, DatasetError
 
 _CAPTIONS = "raw-captions.pkl"
@@ -33,10 +33,8 @@ def msvd(source: Source) -> VideoTextDataset:
     pairs = []
     listed = read_ids(list_file)
     for video in listed:
-        where = f"{captions_file}, video {video!r}"
-        if video not in captions:
-            raise DatasetError(f"{where}: not in it, though {list_file.name} lists it; {REMEDY}")
-        lists = of_kind(captions[video], list, where)
+        entry, where = listed_entry(captions, video, captions_file, list_file)
+        lists = of_kind(entry, list, where)
         pairs += [(video, " ".join(texts_of(words, where))) for words in lists]
     return assemble("msvd", protocol, source, pairs, listed=listed)
 

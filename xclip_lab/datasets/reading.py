@@ -53,6 +53,14 @@ def own_name(dataset: str, split: str, protocol: str | None) -> str:
     return "test" if PROTOCOLS[dataset][name].val_is_test else split
 
 
+def listed_entry(data: dict[str, Any], video: str, data_file: Path, list_file: Path) -> tuple[Any, str]:
+    """What a file holds of a listed video, and the place that an error message names."""
+    where = f"{data_file}, video {video!r}"
+    if video not in data:
+        raise DatasetError(f"{where}: not in it, though {list_file.name} lists it; {REMEDY}")
+    return data[video], where
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 

@@ -7,8 +7,15 @@ from typing import Any
 
 from xclip_lab.datasets.base import DATASETS, PROTOCOLS, Known, Protocol, Source, VideoTextDataset
 from xclip_lab.datasets.files import LISTS, Lists, assemble
-from xclip_lab.datasets.reading import REMEDY, asked_for, of_kind, read_ids, read_json, text_at, texts_of
-from xclip_lab.errors import DatasetError
+from xclip_lab.datasets.reading import (
+    asked_for,
+    listed_entry,
+    of_kind,
+    read_ids,
+    read_json,
+    text_at,
+    texts_of,
+)
 
 _DATA = "vatex_data.json"
 _TRAIN = Known(25_991, 259_910)
@@ -43,10 +50,8 @@ def vatex(source: Source) -> VideoTextDataset:
     pairs = []
     listed = read_ids(list_file)
     for video in listed:
-        where = f"{data_file}, video {video!r}"
-        if video not in data:
-            raise DatasetError(f"{where}: not in it, though {list_file.name} lists it; {REMEDY}")
-        captions = texts_of(of_kind(data[video], dict, where).get("enCap"), f"{where}, 'enCap'")
+        entry, where = listed_entry(data, video, data_file, list_file)
+        captions = texts_of(of_kind(entry, dict, where).get("enCap"), f"{where}, 'enCap'")
         pairs += [(video, caption) for caption in captions]
     return assemble("vatex", protocol, source, pairs, listed=listed)
 
