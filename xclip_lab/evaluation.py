@@ -18,7 +18,9 @@ from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.features import StoredClips, open_clips
 from xclip_lab.guards import check_evaluation, known_videos
-from xclip_lab.model import RetrievalModel, evaluating
+from xclip_lab.memory import is_out_of_memory, similarity_matrix
+from xclip_lab.model import RetrievalModel, computed_by, evaluating
+from xclip_lab.parallel import in_threads, workers_on
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.rerank import dual_softmax, qb_norm
 from xclip_lab.result import Result, count_and_first
@@ -48,6 +50,7 @@ def evaluate(
     *,
     store: FrameStore | None = None,
     bank: VideoTextDataset | None = None,
+    backend: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Retrieval in both directions over one split.
@@ -59,7 +62,8 @@ def evaluate(
         config: its `data` (sampler, frame order, workers), `evaluation` and `seed` are used; None for those
             of the run that trained the model, or the defaults where it is not known. store: frames decoded
             before (`clips.preload`). bank: for `qb_norm`; None for the split `evaluation.query_bank` of
-            the same dataset. progress: show bars.
+            the same dataset. backend: who computes AOSM (`XClipHead.backend_on`); None for the model's
+            own choice. progress: show bars.
 
     Raises:
         DatasetError: videos that the model was trained on (`guards.check_evaluation`).
@@ -74,7 +78,10 @@ def evaluate(
     check_vocabulary(model.clip.token_embedding.num_embeddings)
     encoded = encode(model, dataset, config, store, progress)
     kept = encoded.dataset
-    similarity = score(model, encoded.text, encoded.video, settings.block_size, progress).numpy()
+    with computed_by(model, backend):
+        matrix = similarity_matrix(len(kept), len(kept.videos), settings.similarity)
+        score(model, encoded.text, encoded.video, settings.block_size, progress, torch.from_numpy(matrix))
+        backend = model.head.backend_on(_device(model))
     clusters = video_clusters(kept)
     draws = int(settings.bootstrap) if len(np.unique(clusters)) > 1 else 0
     stamp = {
@@ -100,10 +107,11 @@ def evaluate(
         "dtype": str(encoded.video.pooled.dtype).removeprefix("torch."),
         "towers_precision": config.towers.precision,
         "device": str(_device(model)),
+        "backend": backend,
         "versions": versions(),
     }
     result = Result.rank(
-        similarity,
+        matrix,
         kept.text_to_video,
         clusters,
         stamp,
@@ -225,7 +233,7 @@ class EncodedVideos:
 class Encoded(EncodedVideos):
     """With `text`, the features of the T captions."""
 
-    text: TokenSet
+    text: TokenSet | StoredTexts
 
 
 def encode(
@@ -241,12 +249,13 @@ def encode(
         DatasetError: as `evaluate`.
     """
     videos = encode_videos(model, dataset, config, store, progress)
+    text: TokenSet | StoredTexts
     with evaluating(model):
         if config.data.features is None:
             captions = [sample.caption for sample in videos.dataset.samples]
             text = encode_texts(model, captions, config.evaluation.batch_size, progress)
         else:
-            text = _encode_stored_texts(model, StoredClips(model, dataset, config), videos.rows)
+            text = StoredTexts(model, StoredClips(model, dataset, config), videos.rows)
     return Encoded(**vars(videos), text=text)
 
 
@@ -301,13 +310,25 @@ def encode_texts(
     return TokenSet.cat(parts)
 
 
-def _encode_stored_texts(model: RetrievalModel, clips: StoredClips, rows: np.ndarray) -> TokenSet:
-    """`encode_texts` of some captions whose word features are stored."""
-    parts = []
-    for block in np.array_split(rows, -(-len(rows) // clips.config.evaluation.batch_size)):
-        words, mask = clips.texts(block)
-        parts.append(model.encode_text(words.to(_device(model)), mask.to(_device(model))).to("cpu"))
-    return TokenSet.cat(parts)
+@dataclass(frozen=True)
+class StoredTexts:
+    """Captions whose word features are stored: a block of them is read and encoded when it is asked for.
+
+    Attributes:
+        rows: `[T]`, the captions' places in the store.
+    """
+
+    model: RetrievalModel
+    clips: StoredClips
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, block: slice) -> TokenSet:
+        words, mask = self.clips.texts(self.rows[block])
+        with torch.no_grad():
+            return self.model.encode_text(words.to(_device(self.model)), mask.to(_device(self.model)))
 
 
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:
@@ -320,24 +341,47 @@ def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allo
 
 
 def score(
-    model: RetrievalModel, text: TokenSet, video: TokenSet, block_size: int = 64, progress: bool = False
+    model: RetrievalModel,
+    text: TokenSet | StoredTexts,
+    video: TokenSet,
+    block_size: int | None = None,
+    progress: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`model.similarity` of all texts with all videos, float32 `[T, V]` on the CPU.
+    """`model.similarity` of all texts with all videos, float32 `[T, V]` on the CPU, by all of its cores.
 
-    `block_size` texts meet `block_size` videos at a time, so that a head that looks at every word and frame
-    needs memory for one block only. The blocks do not change the scores.
+    Args:
+        block_size: so many texts meet so many videos at a time; None for what suits the head. It decides on
+            the memory that is needed, not on the scores.
+        out: `[T, V]` to be filled, such as a file mapped into memory; None for a new one.
+
+    Raises:
+        ConfigError: a block that does not fit into memory, or a backend that cannot be used.
     """
     device = _device(model)
-    similarity = torch.empty(len(text), len(video))
-    video = video.to(device)
-    starts = range(0, len(text), block_size)
-    with evaluating(model):
-        for top in tqdm(starts, "score", unit="block", disable=not progress, leave=False):
-            rows = slice(top, top + block_size)
-            texts = text[rows].to(device)
-            for left in range(0, len(video), block_size):
-                columns = slice(left, left + block_size)
-                similarity[rows, columns] = model.similarity(texts, video[columns]).float().cpu()
+    workers, video = workers_on(device), video.to(device)
+    similarity = torch.empty(len(text), len(video)) if out is None else out
+    rows, columns = (block_size, block_size) if block_size else model.head.block_on(device)
+    if len(text) <= rows:  # few queries keep all cores busy too
+        columns = min(columns, -(-len(video) // workers))
+    jobs = [(top, left) for left in range(0, len(video), columns) for top in range(0, len(text), rows)]
+
+    def work(job: tuple[int, int]) -> None:
+        block, part = slice(job[0], job[0] + rows), slice(job[1], job[1] + columns)
+        similarity[block, part] = model.similarity(text[block].to(device), video[part]).float().cpu()
+
+    try:
+        with evaluating(model):
+            done = in_threads(work, jobs, workers)
+            for _ in tqdm(done, "score", len(jobs), unit="block", disable=not progress, leave=False):
+                pass
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"evaluation.block_size: {rows} texts x {columns} videos at a time do not fit into memory; "
+            f"try {max(1, min(rows, columns) // 4)}"
+        ) from error
     return similarity
 
 

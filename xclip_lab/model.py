@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from xclip_lab.backbone import build_towers
 from xclip_lab.batching import Batch
 from xclip_lab.config import ModelConfig, RunConfig
+from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.preprocess import normalise
@@ -95,6 +97,10 @@ class RetrievalModel(nn.Module):
             sentence = words[torch.arange(len(words), device=words.device), last]
         else:
             sentence, words = self.clip.words(token_ids, mask)
+        return self.text_set(sentence, words, mask)
+
+    def text_set(self, sentence: Tensor, words: Tensor, mask: Tensor) -> TokenSet:
+        """What the head makes of the text tower's `sentence [B, D]` and `words [B, W, D]`."""
         with torch.autocast(words.device.type, enabled=False):
             return self.head.encode_text(TokenSet(sentence, words, mask))
 
@@ -145,10 +151,11 @@ class RetrievalModel(nn.Module):
             raise ValueError(
                 f"a loss needs pairs: {len(batch.token_ids)} captions with {len(batch.video)} videos"
             )
-        text, video = gather(
-            self.encode_text(batch.token_ids, batch.text_mask),
-            self.encode_video(batch.video, batch.video_mask),
-        )
+        text = self.encode_text(batch.token_ids, batch.text_mask)
+        return self.pair_loss(*gather(text, self.encode_video(batch.video, batch.video_mask)))
+
+    def pair_loss(self, text: TokenSet, video: TokenSet) -> dict[str, Tensor]:
+        """`loss` of features: text i belongs to video i."""
         output = self._head_output(text, video)
         scale = self.logit_scale.exp() if self.head.scaled_loss else 1.0
         contrasted = output.contrasted or {"contrastive_loss": (1.0, output.logits)}
@@ -185,6 +192,24 @@ class RetrievalModel(nn.Module):
         empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"no valid frame in video(s) {empty} of the batch; leave them out")
+
+
+@contextmanager
+def computed_by(model: RetrievalModel, backend: str | None) -> Iterator[None]:
+    """Within the block another backend computes the head (`XClipHead.backend_on`); None changes nothing.
+
+    Raises:
+        ConfigError: a head that has only one.
+    """
+    before: Any = model.head.config
+    if backend is not None:
+        if not hasattr(before, "backend"):
+            raise ConfigError(f"backend: {backend!r} is not allowed, head {before.name} has but one way")
+        model.head.config = replace(before, backend=backend)
+    try:
+        yield
+    finally:
+        model.head.config = before
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from xclip_lab.batching import Batch
+from xclip_lab.cached import cached_backward, fitting_chunk
 from xclip_lab.config import RunConfig
 from xclip_lab.distributed import Ranks, gather_pairs
 from xclip_lab.errors import TrainingError
+from xclip_lab.memory import is_out_of_memory
 from xclip_lab.model import RetrievalModel
 from xclip_lab.optim import BertAdam, CosineAdamW, clamp_logit_scale
 from xclip_lab.resume import seed_everything
@@ -24,7 +25,7 @@ _HEAD = 2**32 - 1
 """Where a process's number stands among the seeds, for what all processes draw alike; no process has it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stepper:
     """Makes steps.
 
@@ -32,7 +33,8 @@ class Stepper:
     process; on nothing that was drawn before.
 
     Attributes:
-        model: on `device`. checkpoint: what an error names as good where it exists.
+        model: on `device`. checkpoint: what an error names as good where it exists. fitting: how many pairs
+            fit into memory at once, once that has been asked.
     """
 
     model: RetrievalModel
@@ -41,6 +43,7 @@ class Stepper:
     ranks: Ranks
     device: torch.device
     checkpoint: Path
+    fitting: int | None = None
 
     def make(self, step: int, parts: list[Batch | None]) -> dict[str, float]:
         """Forward, backward, one update. Each pair has the same weight, whatever part or process it is in.
@@ -64,11 +67,17 @@ class Stepper:
         for part, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
             if not size:
                 continue
-            losses = self._losses(step, part, batch)
-            values = {name: value.item() for name, value in losses.items()}
-            self._check_finite(step, values)
             share = size / pairs
-            (losses["loss"] * share).backward()
+            try:
+                values = self._backward(step, part, batch, share)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"memory is full at step {step}: {size} pairs at a time are too many; set "
+                    f"train.tower_chunk=auto (the same gradients, a few pairs at a time){self._kept()}"
+                ) from error
+            self._check_finite(step, values)
             for name, value in values.items():
                 means[name] = means.get(name, 0.0) + value * share
         self.ranks.average_gradients(self.model.parameters())
@@ -81,8 +90,8 @@ class Stepper:
         scale = self.model.logit_scale.item()
         return {"pairs": pairs, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
 
-    def _losses(self, step: int, part: int, batch: Batch | None) -> Mapping[str, Tensor]:
-        """The losses of one part, over the pairs of all processes."""
+    def _backward(self, step: int, part: int, batch: Batch | None, share: float) -> dict[str, float]:
+        """Add the gradients of one part, over the pairs of all processes; its losses."""
         seed, ranks = self.config.seed, self.ranks
         official = self.config.train.gather_gradients == "official"
 
@@ -96,8 +105,26 @@ class Stepper:
 
         seed_everything(seed, step, part, ranks.rank)
         given = (self._blank_pair() if batch is None else batch).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            return self.model.loss(given, gather)
+        chunk = self._chunk(given)
+        if chunk < len(given):
+            return cached_backward(self.model, given, chunk, gather, share, self._autocast)
+        with self._autocast():
+            losses = self.model.loss(given, gather)
+        (losses["loss"] * share).backward()
+        return {name: value.item() for name, value in losses.items()}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
+
+    def _chunk(self, batch: Batch) -> int:
+        """How many pairs pass the towers at a time."""
+        chunk = self.config.train.tower_chunk
+        if chunk is None or batch.video.ndim == 3:  # stored features have passed them
+            return len(batch)
+        if chunk == "auto":
+            self.fitting = self.fitting or fitting_chunk(self.model, batch, self._autocast)
+            return self.fitting
+        return int(chunk)
 
     def _blank_pair(self) -> Batch:
         """A pair of no meaning, for a process without any that must compute along with the others."""
@@ -122,7 +149,7 @@ class Stepper:
         raise TrainingError(f"the gradients overflow together at step {step}; {self._advice()}")
 
     def _advice(self) -> str:
-        advice = "try a lower optim.lr or train.precision fp32"
-        return (
-            f"{advice}; the checkpoint in {self.checkpoint} is good" if self.checkpoint.exists() else advice
-        )
+        return f"try a lower optim.lr or train.precision fp32{self._kept()}"
+
+    def _kept(self) -> str:
+        return f"; the checkpoint in {self.checkpoint} is good" if self.checkpoint.exists() else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -73,6 +74,14 @@ class Head(nn.Module):
 
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         raise NotImplementedError
+
+    def backend_on(self, device: torch.device) -> str:
+        """Who computes it there; the result's stamp says so."""
+        return "formula"
+
+    def block_on(self, device: torch.device) -> tuple[int, int]:
+        """How many texts and videos are best scored at a time."""
+        return 64, 64
 
     def encode_text(self, text: TokenSet) -> TokenSet:
         """All that one text can have computed without a video: `TokenSet.extra` may be filled here."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from xclip_lab.aosm import blocked
+from xclip_lab.aosm.backend import Backend, Choice, choose, tiles
 from xclip_lab.aosm.formula import attend, pool
+from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap
 from xclip_lab.ranges import PositiveFloat
@@ -26,7 +30,8 @@ class XClipConfig:
     `contrasts`: which of the four are averaged. `fusion`: how similarity vectors and the similarity matrix
     become one score: `aosm`; `mean-max` and its like (first step on the matrix, then the step that leaves one
     number, the paper's table 7); `transformer`, a small encoder over the scores. `mask_padding` leaves padded
-    words and frames out of the three fine contrasts; officially they take part (ledger 1).
+    words and frames out of the three fine contrasts; officially they take part (ledger 1). `backend`: who
+    computes those three (`XClipHead.backend_on`).
     """
 
     name: str = "xclip"
@@ -34,6 +39,7 @@ class XClipConfig:
     contrasts: tuple[Contrast, ...] = CONTRASTS
     fusion: Literal["aosm", "mean-mean", "max-max", "max-mean", "mean-max", "transformer"] = "aosm"
     mask_padding: bool = False
+    backend: Choice = "auto"
 
     def __post_init__(self) -> None:
         if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
@@ -41,6 +47,17 @@ class XClipConfig:
                 f"head.contrasts: {list(self.contrasts)} is not allowed "
                 f"(one or more of {', '.join(CONTRASTS)}, each once)"
             )
+
+
+class _Features(NamedTuple):
+    """Of T texts and V videos, normalised. The masks are None where padding takes part."""
+
+    sentence: Tensor  # [T, D]
+    words: Tensor  # [T, W, D]
+    video: Tensor  # [V, D]
+    frames: Tensor  # [V, F, D]
+    word_mask: Tensor | None  # [T, W]
+    frame_mask: Tensor | None  # [V, F]
 
 
 @HEADS.register("xclip")
@@ -100,16 +117,78 @@ class XClipHead(Head):
         self._check_lengths(text, video)
         sentence, words = normalize(text.pooled, dim=-1), normalize(text.tokens, dim=-1)
         frames = normalize(video.tokens, dim=-1)
-        word_mask = text.mask[:, None] if self.config.mask_padding else None  # [T, 1, W]
-        frame_mask = video.mask[None] if self.config.mask_padding else None  # [1, V, F]
+        word_mask = text.mask if self.config.mask_padding else None
+        frame_mask = video.mask if self.config.mask_padding else None
+        features = _Features(sentence, words, video.pooled, frames, word_mask, frame_mask)
+        backend = self.backend_on(words.device)
         contrasts = {
             "video-sentence": lambda: sentence @ self.global_mat_weight @ video.pooled.T,
-            "video-word": lambda: self._video_word(words, video.pooled, word_mask),
-            "sentence-frame": lambda: self._sentence_frame(sentence, frames, frame_mask),
-            "frame-word": lambda: self._frame_word(words, frames, word_mask, frame_mask),
+            **(self._as_formula(features) if backend == "formula" else self._in_tiles(features, backend)),
         }
         scores = [self.scores[name](contrasts[name]()) for name in self.config.contrasts]
         return HeadOutput(torch.stack(scores).mean(0))
+
+    def backend_on(self, device: torch.device) -> Backend:
+        """Who computes the fine contrasts of features on `device`: `formula` as they read, `blocked` by
+        tiles, `triton` on GPUs; `auto` is the fastest of them that can be had.
+
+        It is the formula while something hooks one of their taps, and for `transformer`, which has no tiles.
+
+        Raises:
+            ConfigError: a backend that cannot be used there.
+        """
+        chosen = choose(self.config.backend, device)
+        if self.config.fusion == "transformer" or self._watched():
+            return "formula"
+        return "blocked" if chosen == "triton" and self.config.fusion != "aosm" else chosen
+
+    def block_on(self, device: torch.device) -> tuple[int, int]:
+        """Where tiles bound the memory, what is computed of a text once a block pays with many videos."""
+        return (64, 64) if self.backend_on(device) == "formula" else (64, 1024)
+
+    def _watched(self) -> bool:
+        """Whether somebody looks at what only the formula forms."""
+        whole = set(self.scores.values())
+        return any(tap._forward_hooks for tap in self.modules() if isinstance(tap, Tap) and tap not in whole)
+
+    def _as_formula(self, of: _Features) -> dict[str, Callable[[], Tensor]]:
+        """The fine contrasts as the paper writes them."""
+        word_mask = None if of.word_mask is None else of.word_mask[:, None]  # [T, 1, W]
+        frame_mask = None if of.frame_mask is None else of.frame_mask[None]  # [1, V, F]
+        return {
+            "video-word": lambda: self._video_word(of.words, of.video, word_mask),
+            "sentence-frame": lambda: self._sentence_frame(of.sentence, of.frames, frame_mask),
+            "frame-word": lambda: self._frame_word(of.words, of.frames, word_mask, frame_mask),
+        }
+
+    def _in_tiles(self, of: _Features, backend: Backend) -> dict[str, Callable[[], Tensor]]:
+        """The same, never whole in memory."""
+        return {
+            "video-word": lambda: self._vector(
+                backend, of.words, of.video, "word_logit_weight", of.word_mask
+            ),
+            "sentence-frame": lambda: (
+                self._vector(backend, of.frames, of.sentence, "frame_logit_weight", of.frame_mask).T
+            ),
+            "frame-word": lambda: self._matrix(backend, of),
+        }
+
+    def _vector(
+        self, backend: Backend, tokens: Tensor, pooled: Tensor, mixing: str, mask: Tensor | None
+    ) -> Tensor:
+        if self.config.fusion != "aosm":
+            return blocked.vector_pool(tokens, pooled, self.config.fusion.split("-")[1], mask)
+        weight = getattr(self, mixing)
+        return tiles(backend).vector_aosm(tokens, pooled, weight, self.config.temperature, mask)
+
+    def _matrix(self, backend: Backend, of: _Features) -> Tensor:
+        words, masks = of.words @ self.local_mat_weight, (of.word_mask, of.frame_mask)
+        if self.config.fusion != "aosm":
+            return blocked.matrix_pool(words, of.frames, self.config.fusion, *masks)
+        matrices = Matrices(
+            self.word_mat_weight, self.frame_mat_weight, self.word_mat_weight2, self.frame_mat_weight2
+        )
+        return tiles(backend).matrix_aosm(words, of.frames, matrices, self.config.temperature, *masks)
 
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.word_similarity(torch.einsum("twd,vd->tvw", words, video))

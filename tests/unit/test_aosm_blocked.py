@@ -1,0 +1,204 @@
+"""AOSM in tiles is the formula: scores and gradients, in every mode, however sharp and however large."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from tests.unit.tiny import tiny
+from xclip_lab.aosm import blocked, tile
+from xclip_lab.aosm.formula import attend, pool
+from xclip_lab.aosm.matrices import Matrices
+from xclip_lab.errors import ConfigError
+from xclip_lab.tokens import TokenSet
+
+MASKS = [(), ("words",), ("frames",), ("words", "frames")]
+
+
+def formula(words, frames, matrices, tau, word_mask=None, frame_mask=None):
+    """Both stages, whole (X-CLIP eq. 9 to 16)."""
+    scores = torch.einsum("twd,vfd->tvwf", words, frames)
+    of_words = None if word_mask is None else word_mask[:, None]
+    of_frames = None if frame_mask is None else frame_mask[None]
+    a = attend(scores.mT, matrices.word, tau, None if of_words is None else of_words[:, :, None])
+    b = attend(scores, matrices.frame, tau, None if of_frames is None else of_frames[:, :, None])
+    return (attend(a, matrices.frame2, tau, of_frames) + attend(b, matrices.word2, tau, of_words)) / 2
+
+
+class Case:
+    """Features, matrices and masks, all random."""
+
+    def __init__(self, sizes, general, masks=(), dtype=torch.float64, length=1.0):
+        torch.manual_seed(0)
+        texts, videos, count, frames, width = sizes
+        self.words = length * normalize(torch.randn(texts, count, width, dtype=dtype), dim=-1)
+        self.frames = normalize(torch.randn(videos, frames, width, dtype=dtype), dim=-1)
+        self.pooled = normalize(torch.randn(videos, width, dtype=dtype), dim=-1)
+        self.matrices = Matrices(
+            *(
+                torch.eye(n, dtype=dtype) + general * torch.randn(n, n, dtype=dtype)
+                for n in (count, frames, count, frames)
+            )
+        )
+        self.word_mask = _mask(texts, count) if "words" in masks else None
+        self.frame_mask = _mask(videos, frames) if "frames" in masks else None
+        self.weight = torch.randn(texts, videos, dtype=dtype)
+
+    def of(self, function, *inputs):
+        """The result, and the gradients of a weighted sum of it."""
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        result = function(*leaves)
+        return [result.detach(), *torch.autograd.grad((result * self.weight).sum(), leaves)]
+
+    def matrix(self, function, tau):
+        masks = (self.word_mask, self.frame_mask)
+        return self.of(
+            lambda w, f, *m: function(w, f, Matrices(*m), tau, *masks),
+            self.words,
+            self.frames,
+            *self.matrices,
+        )
+
+    def vector(self, function, tau):
+        return self.of(
+            lambda t, p, m: function(t, p, m, tau, self.word_mask),
+            self.words,
+            self.pooled,
+            self.matrices.word,
+        )
+
+
+def random_features(seed, rows, length):
+    torch.manual_seed(seed)
+    tokens = torch.randn(rows, length, 32, dtype=torch.float64)
+    return TokenSet(normalize(tokens.mean(1), dim=-1), tokens, _mask(rows, length))
+
+
+def _mask(rows, length):
+    return (torch.arange(length) < torch.randint(1, length + 1, (rows, 1))).long()
+
+
+def whole_vector(tokens, pooled, mixing, tau, mask):
+    scores = torch.einsum("twd,vd->tvw", tokens, pooled)
+    return attend(scores, mixing, tau, None if mask is None else mask[:, None])
+
+
+def assert_same(found, expected, largest):
+    for ours, right in zip(found, expected, strict=True):
+        assert (ours - right).abs().max() <= largest * right.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("masks", "general", "sharpness"), list(product(MASKS, [0, 0.1], [(0.01, 1), (1.0, 1), (0.001, 3)]))
+)
+def test_equals_the_formula_in_every_mode(masks, general, sharpness):
+    tau, length = sharpness
+    case = Case((7, 150, 9, 5, 16), general, masks, length=length)
+    assert_same(case.matrix(blocked.matrix_aosm, tau), case.matrix(formula, tau), 1e-12)
+    assert_same(case.vector(blocked.vector_aosm, tau), case.vector(whole_vector, tau), 1e-12)
+
+
+def test_gradcheck():
+    case = Case((2, 3, 4, 3, 5), 0.1, ("words", "frames"))
+    leaves = [value.requires_grad_() for value in (case.words, case.frames, *case.matrices)]
+    masks = (case.word_mask, case.frame_mask)
+    assert torch.autograd.gradcheck(
+        lambda w, f, *m: blocked.matrix_aosm(w, f, Matrices(*m), 0.1, *masks), leaves
+    )
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 4), (1, 300, 32, 12, 8), (5, 3, 3, 7, 8)])
+def test_odd_sizes(sizes):
+    case = Case(sizes, 0.1)
+    assert_same(case.matrix(blocked.matrix_aosm, 0.05), case.matrix(formula, 0.05), 1e-12)
+
+
+def test_float32_errs_no_more_than_twice_what_the_formula_does():
+    exact, single = Case((20, 140, 32, 12, 64), 0.05), Case((20, 140, 32, 12, 64), 0.05, dtype=torch.float32)
+    single.words, single.frames = exact.words.float(), exact.frames.float()
+    single.matrices, single.weight = Matrices(*(m.float() for m in exact.matrices)), exact.weight.float()
+    right = exact.matrix(formula, 0.01)
+    for ours, eager, truth in zip(
+        single.matrix(blocked.matrix_aosm, 0.01), single.matrix(formula, 0.01), right, strict=True
+    ):
+        assert (ours - truth).norm() <= 2 * (eager - truth).norm()
+
+
+@pytest.mark.parametrize("far", [0.5, 1.2, 1.9, 40.0])
+def test_float32_is_finite_however_far_apart(far):
+    """One exponential for both softmaxes, then one with a shift, then one for each."""
+    case = Case((3, 4, 5, 3, 8), 0.05, dtype=torch.float32, length=far)
+    assert_same(case.matrix(blocked.matrix_aosm, 0.01), case.matrix(formula, 0.01), 1e-4)
+
+
+def test_the_three_ways_of_the_exponential_are_taken():
+    scores = torch.tensor([-60.0, 60.0])
+    assert tile._common_shift(scores) == 0.0
+    assert tile._common_shift(scores + 100) == 100.0
+    assert tile._common_shift(scores * 2) is None
+    assert tile._common_shift(scores * torch.nan) is None
+
+
+def test_half_precision_features_are_computed_in_float32():
+    case = Case((3, 4, 5, 3, 8), 0.05, dtype=torch.float32)
+    words, frames = case.words.half(), case.frames.half()
+    found = blocked.matrix_aosm(words, frames, case.matrices, 0.01)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found, formula(words.float(), frames.float(), case.matrices, 0.01), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_does_not_count(threads):
+    case = Case((10, 20, 6, 4, 8), 0.1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = case.matrix(blocked.matrix_aosm, 0.05)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert_same(found, case.matrix(formula, 0.05), 1e-12)
+
+
+@pytest.mark.parametrize("fusion", ["aosm", "mean-mean", "max-max", "max-mean", "mean-max"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_head_gives_the_same_by_either_backend(fusion, masked):
+    settings = {"head.fusion": fusion, "head.mask_padding": masked, "temporal.agg_module": "meanP"}
+    text, video = random_features(0, 5, 8), random_features(1, 5, 4)
+    found = {}
+    for backend in ("formula", "blocked"):
+        model = tiny(**settings, **{"head.backend": backend}).double()
+        loss = model.pair_loss(text, video)["loss"]
+        loss.backward()
+        found[backend] = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        assert model.head.backend_on(torch.device("cpu")) == backend
+    assert_same(found["blocked"], found["formula"], 1e-8)
+
+
+def test_pooling_in_tiles_sees_real_tokens_only():
+    case = Case((4, 5, 6, 3, 8), 0, ("words", "frames"))
+    scores = torch.einsum("twd,vfd->tvwf", case.words, case.frames)
+    words, frames = case.word_mask[:, None], case.frame_mask[None]
+    a, b = pool(scores.mT, "max", words[:, :, None]), pool(scores, "max", frames[:, :, None])
+    expected = (pool(a, "mean", frames) + pool(b, "mean", words)) / 2
+    found = blocked.matrix_pool(case.words, case.frames, "max-mean", case.word_mask, case.frame_mask)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_hooked_tap_brings_the_formula_back():
+    model = tiny()
+    device = torch.device("cpu")
+    assert model.head.backend_on(device) == "blocked"
+    with model.head.word_softmax.register_forward_hook(lambda *_: None):
+        assert model.head.backend_on(device) == "formula"
+    with model.head.scores["frame-word"].register_forward_hook(lambda *_: None):
+        assert model.head.backend_on(device) == "blocked"
+
+
+def test_kernels_are_refused_where_there_is_no_gpu():
+    model = tiny(**{"head.backend": "triton"})
+    with pytest.raises(ConfigError, match=r"backend: triton cannot be used: .*; take auto or blocked"):
+        model.head.backend_on(torch.device("cpu"))

@@ -1,0 +1,53 @@
+"""What fits into memory, and what goes to the disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from xclip_lab.errors import DatasetError, disk_remedy
+from xclip_lab.video import available_memory
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is one of the ways in which torch and Python say that memory is full."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on a device, None where nothing tells."""
+    if device.type != "cuda":
+        return available_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def similarity_matrix(texts: int, videos: int, place: str) -> np.ndarray:
+    """Room for all scores, float32 `[T, V]`: in memory, or in a temporary file that goes when the array does.
+
+    Args:
+        place: `memory`, `disk`, or `auto`, the disk for what would need more than a quarter of what is free.
+
+    Raises:
+        DatasetError: a disk that does not take it.
+    """
+    free = available_memory()
+    if place == "auto":
+        place = "disk" if free is not None and texts * videos * 4 > free / 4 else "memory"
+    if place == "memory":
+        return np.empty((texts, videos), np.float32)
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:  # the map outlives the name
+            matrix = open_memmap(file.name, mode="w+", dtype=np.float32, shape=(texts, videos))
+            # A disk that is too full says so now, and not by a signal later.
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            return matrix
+    except OSError as error:
+        raise DatasetError(
+            f"{tempfile.gettempdir()}: {error.strerror or error}, and {texts * videos * 4 / 2**30:.1f} GiB "
+            f"of scores are to lie there; {disk_remedy(error)} (TMPDIR), or set evaluation.similarity=memory"
+        ) from error

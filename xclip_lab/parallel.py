@@ -1,0 +1,45 @@
+"""All cores for operations too small to fill them: a Python thread a core, each with one torch thread.
+
+On small blocks that beats one pool of torch threads, which meets at a barrier after every operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+
+
+def workers_on(device: torch.device) -> int:
+    """How many jobs to do at a time: one a torch thread on the CPU, one on a device that is parallel itself.
+
+    Within a job it is 1, so that what is nested in one stays in its thread.
+    """
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def in_threads(function: Callable[[Job], Made], jobs: Iterable[Job], workers: int) -> Iterator[Made]:
+    """`function` of each job, in the jobs' order, `workers` at a time, gradients on or off as in the caller.
+
+    An error or an interrupt ends it once the running jobs have ended; the others are not begun.
+    """
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    before, with_grad = torch.get_num_threads(), torch.is_grad_enabled()
+
+    def work(job: Job) -> Made:
+        with torch.set_grad_enabled(with_grad):  # a thread has its own switch
+            return function(job)
+
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # the number is also kept for the process as a whole
