@@ -350,6 +350,17 @@ def _parser() -> _Parser:
     runs = parser.add_command("runs", commands.runs, "list runs", example="xclip-lab runs")
     runs.add_argument("root", nargs="?", default="runs", metavar="ROOT", help="the folder of run folders")
 
+    bench = parser.add_command(
+        "bench",
+        commands.bench,
+        "measure a hot path",
+        "Without a name, lists what can be measured. Each is timed in turn with a naive way written from the "
+        "formulas, in one process; `xclip-lab bench NAME --help` tells its own options.",
+        example="xclip-lab bench scores",
+    )
+    bench.add_argument("name", nargs="?", metavar="NAME", help="scores, aosm and the like")
+    bench.add_argument("rest", nargs="...", metavar="...", help="options of that benchmark")
+
     parser.add_command(
         "presets",
         commands.presets,

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from xclip_lab.attention import Explanation
-from xclip_lab.attention_maps import BASELINES, Pair
+from xclip_lab.attention_maps import Pair
 from xclip_lab.clips import Clip
 from xclip_lab.drawing import (
     DARK,
@@ -127,7 +128,7 @@ def aosm_figure(explanation: Explanation, truth: ClipTruth | None = None) -> Fig
         axis.spines[["top", "right", "bottom", "left"]].set_visible(True)
         axis.spines[:].set(color="0.7")
 
-    text_at(figure, left[0], 1.75, "(d) the four contrasts add up to the logit", weight="bold", fontsize=11)
+    text_at(figure, left[0], 1.75, "(d) the contrasts add up to the logit", weight="bold", fontsize=11)
     _waterfall(axes_at(figure, left[0], 0.45, 2 * panel + 0.22, 1.25), explanation)
     if own.any():
         _truth_key(figure, left[2], 0.95)
@@ -153,8 +154,11 @@ def maps_figure(pair: Pair, clip: Clip, truth: ClipTruth | None = None) -> Figur
     panel, tall, strip = panel_width(pair.frames), _ROW * pair.tokens, 0.22
     side, below, edge = panel / pair.frames, 1.1 + strip * len(frames), 2.0
     right = edge + len(matrices) * (panel + 0.2)
-    heading = textwrap.fill(quote(pair.caption, 240), int((right + strip * len(words)) / 0.1))
-    size = (right + 0.3 + strip * len(words), below + tall + max(side + 0.6, 1.6))
+    heading = textwrap.fill(quote(pair.caption, 240), int((right - edge) / 0.1))
+    size = (
+        right + 0.3 + strip * len(words),
+        below + tall + max(side + 0.45 + 0.21 * len(heading.splitlines()), 2.2),
+    )
     figure = Figure(figsize=size)
     ids = pair.seen.batch.token_ids[pair.row].tolist()
     own = _token_truth(pair.words[: pair.tokens].tolist(), pair.timestamps, truth)
@@ -164,8 +168,7 @@ def maps_figure(pair: Pair, clip: Clip, truth: ClipTruth | None = None) -> Figur
         _film(figure, start, below + tall + 0.04, side, pixels)
         text_at(figure, start, below + tall + side + 0.1, name, weight="bold", fontsize=11)
         axis = axes_at(figure, start, below, panel, tall)
-        colours = SIMILARITY_MAP if name in BASELINES else WEIGHT_MAP
-        _matrix(axis, pair.values(name)[: pair.tokens, : pair.frames], colours, None, own)
+        _matrix(axis, pair.values(name)[: pair.tokens, : pair.frames], WEIGHT_MAP, None, own)
         axis.set_yticks(range(pair.tokens), [""] * pair.tokens)
         axis.set_xticks([])
         if not number:
@@ -183,13 +186,13 @@ def maps_figure(pair: Pair, clip: Clip, truth: ClipTruth | None = None) -> Figur
         axis = axes_at(figure, right + 0.05 + strip * number, below, 0.9 * strip, tall)
         _matrix(axis, pair.values(name)[: pair.tokens, :1], WEIGHT_MAP, None, np.zeros((1, 1), bool))
         axis.set(xticks=[], yticks=[])
-        axis.text(0, -0.7, name, rotation=60, fontsize=10, va="bottom", ha="left")
+        axis.text(0, -0.7, name, rotation=90, fontsize=10, va="bottom", ha="center")
     _bar_of_colours(
         figure, edge, 0.42, min(panel, 3), WEIGHT_MAP, Normalize(0, 1), "of each map, least to most"
     )
     if own.any():
         _truth_key(figure, edge + min(panel, 3) + 0.3, 0.36)
-    text_at(figure, edge, size[1] - 0.21 * len(heading.splitlines()), heading, fontsize=12)
+    text_at(figure, edge, below + tall + side + 0.42, heading, fontsize=12)
     return figure
 
 
@@ -229,6 +232,7 @@ def _waterfall(axis: Axes, explanation: Explanation) -> None:
     room = 0.12 * (np.ptp(ends) or 1.0)
     for row, (start, value) in enumerate(zip(starts, values, strict=True)):
         text = f"{value:.2f}" if row == len(values) - 1 else f"{value:+.2f}"
+        text = text.replace("-", "\u2212")
         axis.text(max(start, start + value) + 0.1 * room, row, text, va="center", fontsize=10)
         if row:
             joint = starts[row] if row < len(values) - 1 else explanation.logit
@@ -289,3 +293,5 @@ def _bar_of_colours(
     bar.outline.set_visible(False)
     bar.set_label(label, labelpad=1, fontsize=10)
     bar.ax.tick_params(labelsize=9, length=2)
+    bar.locator = MaxNLocator(4)  # more would run into those of the bar beside
+    bar.update_ticks()

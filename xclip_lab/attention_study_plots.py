@@ -16,11 +16,13 @@ MEASURES = {
     "pointing": "points at\nown frame",
     "mass": "mass on\nown frames",
     "precision_recall": "precision-recall\narea",
-    "insertion": "insertion",
-    "deletion": "deletion",
-    "stability": "stability\nover seeds",
+    "insertion": "insertion\n(logit kept)",
+    "deletion": "deletion\n(logit lost)",
+    "padding": "share on\npadding",
+    "stability": "agreement with\nfirst model",
 }
 """Measures of `attention_study` as the figures call them, from 0 (stability: -1) to 1."""
+_OF_CLASSES = {"pointing": "points at an own frame", "precision_recall": "precision-recall area"}
 
 
 @styled
@@ -37,7 +39,7 @@ def measures_figure(table: pd.DataFrame) -> Figure:
     maps = [name for name in table["map"].unique() if name not in BASELINES]
     maps += [name for name in BASELINES if name in set(table["map"])]
     models = list(table["model"].unique())
-    size = (2.3 + 1.65 * len(measures), 1.5 + (0.16 + 0.11 * len(models)) * len(maps))
+    size = (2.3 + 1.45 * len(measures), 1.5 + (0.16 + 0.11 * len(models)) * len(maps))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axis, measure in zip(panels, measures, strict=True):
@@ -65,7 +67,10 @@ def measures_figure(table: pd.DataFrame) -> Figure:
             )
         for place in set(range(len(maps))) - {maps.index(name) for name in found["map"]}:
             axis.text(0.8, place, "n/a", color="0.5", ha="center", va="center", fontsize=9)
-        axis.set(xlim=(-1.03 if measure == "stability" else -0.03, 1.03), xlabel=MEASURES[measure])
+        axis.set(
+            xlim=(-1.1 if measure == "stability" else -0.05, 1.1 if measure == "stability" else 1.05),
+            xlabel=MEASURES[measure],
+        )
         for edge in range(1, len(maps)):
             axis.axhline(edge - 0.5, color="0.88", lw=0.8, zorder=0)
     panels[0].set_yticks(range(len(maps)), maps)
@@ -81,28 +86,32 @@ def measures_figure(table: pd.DataFrame) -> Figure:
 
 @styled
 def classes_figure(table: pd.DataFrame, model: str) -> Figure | None:
-    """Area under the precision-recall curve of each map for each class of words; without truth no figure.
+    """How well each map does for each class of words: whether it points at an own frame, and the area under
+    its precision-recall curve; without truth no figure.
 
     Args:
         table: of `attention_study`. model: one of its models.
     """
-    rows = table[(table["model"] == model) & (table["measure"] == "precision_recall")]
+    rows = table[(table["model"] == model) & table["measure"].isin(_OF_CLASSES)]
     if rows.empty:
         return None
-    grid = rows.pivot(index="map", columns="word_class", values="value")
-    classes = [name for name in (*CONTENT_CLASSES, "order", "function") if name in grid]
-    grid = grid.loc[rows["map"].unique(), classes]
-    figure = Figure(figsize=(2.9 + 0.85 * len(classes), 1.3 + 0.32 * len(grid)), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(grid, cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(grid.to_numpy()):
-        colour = "white" if value < 0.5 else "black"
-        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=10)
-    axis.set_xticks(range(len(classes)), classes)
-    axis.set_yticks(range(len(grid)), list(grid.index))
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_xlabel("precision-recall area of the words' frames (0 to 1), by class of word")
+    classes = [name for name in (*CONTENT_CLASSES, "order", "function") if name in set(rows["word_class"])]
+    maps = rows["map"].unique()
+    size = (2.6 + 1.5 * len(classes), 1.3 + 0.32 * len(maps))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axis, (measure, title) in zip(panels, _OF_CLASSES.items(), strict=True):
+        grid = rows[rows["measure"] == measure].pivot(index="map", columns="word_class", values="value")
+        grid = grid.reindex(index=maps, columns=classes)
+        axis.imshow(grid, cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(grid.to_numpy()):
+            colour = "white" if value < 0.5 else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=10)
+        axis.set_xticks(range(len(classes)), classes)
+        axis.set(xlabel="class of the word", title=title)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    panels[0].set_yticks(range(len(maps)), maps)
     return figure
 
 

@@ -23,10 +23,10 @@ from xclip_lab.errors import AbsentError, UserError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.history import read_history
 from xclip_lab.result import Result
-from xclip_lab.runs import list_runs, read_json
+from xclip_lab.runs import RunSummary, list_runs, read_json
 from xclip_lab.train import FitResult
 
-COST, FAILED = "cost.json", "failed.txt"
+COST = "cost.json"
 ALWAYS = (
     "preset",
     "seed",
@@ -41,8 +41,6 @@ ALWAYS = (
     "train.batch_size",
 )
 """Settings that the table of `collect` has whether or not they differ."""
-_STAMP = ("split", "selection_split", "post_processing", "ties", "checkpoint", "missing_videos")
-_RUN = ("config.yaml", "history.jsonl", "checkpoints", FAILED, COST, "metrics.json")
 _COSTS = ("seconds", "peak_memory_mib", "peak_gpu_memory_mib")
 _MIB = 2.0**20
 
@@ -75,7 +73,7 @@ def record(fitted: FitResult, config: RunConfig) -> Result | None:
 
 
 def collect(root: str | Path = "runs") -> pd.DataFrame:
-    """Every run below `root`, a row each; `to_csv` keeps it.
+    """Every run that `list_runs` finds, a row each; `to_csv` keeps it.
 
     Returns:
         Columns `run`, `state` in words (also of a run that failed or is damaged); the settings that differ
@@ -87,9 +85,7 @@ def collect(root: str | Path = "runs") -> pd.DataFrame:
     Raises:
         RunError: no such folder.
     """
-    states = {run.name: run.state for run in list_runs(root)}
-    folders = [path for path in sorted(Path(root).iterdir()) if any((path / name).exists() for name in _RUN)]
-    rows = [_row(folder, states.get(folder.name, "no config.yaml")) for folder in folders]
+    rows = [_row(Path(root, run.name), run) for run in list_runs(root)]
     keys = dict.fromkeys(key for row in rows for key in row)
     table = pd.DataFrame(rows, columns=sorted(keys, key=_place))
     settings = [key for key in table if key.startswith("config/")]
@@ -108,15 +104,12 @@ def _same(column: pd.Series) -> bool:
     return column.map(repr).nunique() <= 1
 
 
-def _row(folder: Path, state: str) -> dict[str, Any]:
+def _row(folder: Path, run: RunSummary) -> dict[str, Any]:
     try:
         settings = dict(_flat(yaml.safe_load((folder / "config.yaml").read_text())))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
         settings = {}
-    failed = folder / FAILED
-    if failed.is_file():
-        state = f"failed: {failed.read_text(errors='replace').strip()}"
-    row = {"run": folder.name, "state": state} | {f"config/{key}": settings.get(key) for key in ALWAYS}
+    row = {"run": run.name, "state": run.state} | {f"config/{key}": settings.get(key) for key in ALWAYS}
     row |= {f"config/{key}": value for key, value in settings.items()}
     split = settings.get("data.test_split", "test")
     places = [
@@ -125,7 +118,7 @@ def _row(folder: Path, state: str) -> dict[str, Any]:
     try:
         return row | (_result(places[0]) if places else {}) | _cost(folder)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return row | {"state": f"{state}; the result in {places[0]} is damaged"}
+        return row | {"state": f"{run.state}; the result in {places[0]} is damaged"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -143,8 +136,7 @@ def _result(place: Path) -> dict[str, Any]:
     for side, of in read_json(place / "intervals.json").items():
         for name, (low, high) in of.items():
             row |= {f"{side}/{name} low": low, f"{side}/{name} high": high}
-    stamp = read_json(place / "stamp.json")
-    return row | {f"stamp/{key}": stamp.get(key) for key in _STAMP}
+    return row | {f"stamp/{key}": value for key, value in _flat(read_json(place / "stamp.json"))}
 
 
 def _cost(folder: Path) -> dict[str, Any]:

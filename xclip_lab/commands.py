@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from xclip_lab.executors import Executor
 
 _QUICKSTART = "00_quickstart"
+_BROKEN = 10
+"""Videos of a library that are named, where more cannot be read."""
 _TOLD_BY_TOWERS = ("name", "architecture", "pretrained", "linear_patch")
 
 
@@ -210,8 +212,11 @@ def search(arguments: Namespace) -> None:
     _refuse_contradictions(arguments.overrides, config, opened, file)
     library = open_library(arguments.folder, model, opened, arguments.index)
     print(f"{len(library)} videos, {library.embedded} of them embedded now")
-    for reason in library.broken.values():
+    broken = list(library.broken.values())
+    for reason in broken[:_BROKEN]:
         print(f"left out: {reason}")
+    if len(broken) > _BROKEN:
+        print(f"left out: {len(broken) - _BROKEN} more that cannot be read")
     found = library.search(arguments.query, arguments.top)
     print(f"\u201c{found.query}\u201d: {found.scoring}")
     table = found.table()
@@ -284,6 +289,16 @@ def runs(arguments: Namespace) -> None:
 
 _MARKS = {None: "", "ours": "*", "B/32": "+"}
 """Of values that no script of the authors has, by `preset_files.About.values`."""
+
+
+def bench(arguments: Namespace) -> None:
+    """One benchmark, or the list of them."""
+    from xclip_lab.bench import benchmarks, run
+
+    if arguments.name is None:
+        _print_table([["benchmark", "measures"], *map(list, benchmarks().items())])
+    else:
+        run(arguments.name, arguments.rest)
 
 
 def presets(arguments: Namespace) -> None:

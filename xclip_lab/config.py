@@ -233,9 +233,9 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     """`batch_size` clips are encoded at once; `block_size` texts and videos scored at once (null: what suits
-    the head). `similarity` is where the matrix of all scores is kept: `auto` takes the disk for one that needs
-    more than a quarter of the free memory. `bootstrap` draws give the intervals. `allow_missing` videos may
-    be absent or unreadable; the result then says so.
+    the head). `similarity` is where the matrix of all scores is kept: `auto` takes the disk for one that
+    needs more than a quarter of the free memory. `bootstrap` draws give the intervals. `allow_missing` videos
+    may be absent or unreadable; the result then says so.
 
     `rerank` puts a re-ranked result beside the raw one. `dual_softmax` uses all evaluated queries at once, at
     `rerank_temperature`. `qb_norm` uses another split's captions and videos, `query_bank` (null:
@@ -358,6 +358,14 @@ def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain values; `config_from_dict` takes them back."""
     return plain(dataclasses.asdict(config))
+
+
+def default_values(head: str) -> dict[str, Any]:
+    """Every setting of a run with that head where none is given. They need not make sense together."""
+    everywhere = _all_keys()
+    sections = {key: to_dict(build(cls, {}, key, everywhere)) for key, cls in _SECTIONS.items()}
+    scalars = {key: default for key, (_, default) in _SCALARS.items()}
+    return {**scalars, **sections, "head": to_dict(_build_head({"name": head}, everywhere))}
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import struct
@@ -17,11 +18,12 @@ from av.stream import Disposition
 
 from xclip_lab import frame_folder, matroska
 from xclip_lab.errors import VideoError
+from xclip_lab.indexed import PacketIndex, index_packets
 
 # Demuxers that make "video" of what is none: pictures, text art, lists of other files.
 _NOT_VIDEO = ("_pipe", "image2", "ico", "tty", "concat", "hls", "dash")
-# Where decord's seeking lands on the right frame; elsewhere it hands out another one and says nothing.
-_DECORD_SEEKS = ("mp4", "matroska")
+# Where seeking lands on the right frame; elsewhere decord hands out another one and says nothing.
+_SEEKS = ("mp4", "matroska")
 # A file whose last frame ends this much before the length that the container declares was cut off. Declared
 # lengths are rounded, and the sound may run on a little.
 _MISSING_SECONDS = 0.5
@@ -54,6 +56,7 @@ class VideoInfo:
     _clock_start: float | None = field(default=None, repr=False)
     _keys: np.ndarray = field(default_factory=lambda: np.zeros(1, int), repr=False)
     _decord_fits: bool = field(default=False, repr=False)
+    _packets: PacketIndex | None = field(default=None, repr=False)
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -145,14 +148,12 @@ def _scan(path: Path) -> VideoInfo:
         _check_whole(path, container, stream, packets, end)
         key_times = [(packet.pts or 0) * step for packet in shown if clocked and packet.is_keyframe]
         codec, index = stream.codec_context.codec.canonical_name, container.streams.video.index(stream)
-        decord_fits = (
-            clocked
-            and codec != "av1"  # decord's FFmpeg is older than that
-            and len(shown) == len(packets)
-            and any(name in kind for name in _DECORD_SEEKS)
-            and not _has_open_groups(packets)
-        )
-    rotation, mirrored, width, height = _geometry(path, index)
+        seeks = clocked and len(shown) == len(packets) and any(name in kind for name in _SEEKS)
+        # decord's FFmpeg is older than AV1.
+        decord_fits = seeks and codec != "av1" and not _has_open_groups(packets)
+        frame = _first_frame(path, stream, packets[0])
+        packet_index = index_packets(packets, stream, frame) if seeks else None
+    rotation, mirrored, width, height = _geometry(frame)
     return VideoInfo(
         path=path,
         frame_count=len(shown),
@@ -168,6 +169,7 @@ def _scan(path: Path) -> VideoInfo:
         _clock_start=float(times[0]) if clocked else None,
         _keys=np.union1d([0], np.searchsorted(times, key_times)).astype(int),
         _decord_fits=decord_fits and not mirrored,
+        _packets=packet_index,
     )
 
 
@@ -275,15 +277,23 @@ def _declared_seconds(container: av.container.InputContainer, stream: av.VideoSt
     return container.duration / av.time_base if alone and container.duration else None
 
 
-def _geometry(path: Path, stream: int) -> tuple[int, bool, int, int]:
+def _first_frame(path: Path, stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
+    """The first frame that can be decoded: as a rule that of the first packet."""
+    frames = [*stream.codec_context.decode(packet), *stream.codec_context.decode(None)]
+    if not frames:
+        with open_container(path) as container:
+            video = container.streams.video[stream.container.streams.video.index(stream)]
+            frames = list(itertools.islice(container.decode(video), 1))
+    if not frames:
+        raise VideoError(f"{path}: PyAV: not one frame can be decoded")
+    return frames[0]
+
+
+def _geometry(frame: av.VideoFrame) -> tuple[int, bool, int, int]:
     """Rotation in degrees counter-clockwise, whether the picture is mirrored left to right before it, then
-    width and height after it, as the first frame has them."""
-    with open_container(path) as container:
-        frame = next(container.decode(container.streams.video[stream]), None)
-        if frame is None:
-            raise VideoError(f"{path}: PyAV: not one frame can be decoded")
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        rotation, mirrored = _turn(bytes(matrix)) if isinstance(matrix, SideData) else (0, False)
+    width and height after it."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    rotation, mirrored = _turn(bytes(matrix)) if isinstance(matrix, SideData) else (0, False)
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
     return rotation, mirrored, width, height
 

@@ -105,10 +105,10 @@ def _load(folder: Path) -> Result:
 
 
 def rows_of(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """The run folders of a grid's cells by the row that they are seeds of, as `open_entries` takes them."""
+    """The run folders of a grid's cells by what they are seeds of, as `open_entries` takes them."""
     rows: dict[str, list[str]] = {}
     for cell in cells:
-        rows.setdefault(cell.row, []).append(str(cell.run_dir))
+        rows.setdefault(cell.label, []).append(str(cell.run_dir))
     return rows
 
 

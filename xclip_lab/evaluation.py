@@ -19,6 +19,7 @@ from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.features import StoredClips, open_clips
 from xclip_lab.guards import check_evaluation, known_videos
 from xclip_lab.memory import is_out_of_memory, similarity_matrix
+from xclip_lab.metrics import BlockedRanks, Ties
 from xclip_lab.model import RetrievalModel, computed_by, evaluating
 from xclip_lab.parallel import in_threads, workers_on
 from xclip_lab.provenance import dataset_fingerprint, versions
@@ -29,6 +30,7 @@ from xclip_lab.tokens import TokenSet
 
 FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
 _BANK_BLOCK = 1024  # captions of a query bank encoded at once: it may have a hundred thousand
+_TEXTS = 512  # whose scores are in memory while `rank_in_blocks` counts
 
 
 def video_clusters(dataset: VideoTextDataset) -> np.ndarray:
@@ -383,6 +385,31 @@ def score(
             f"try {max(1, min(rows, columns) // 4)}"
         ) from error
     return similarity
+
+
+def rank_in_blocks(
+    model: RetrievalModel,
+    text: TokenSet | StoredTexts,
+    video: TokenSet,
+    text_to_video: np.ndarray,
+    ties: Ties = "pessimistic",
+    keep: int = 10,
+    block_size: int | None = None,
+    progress: bool = False,
+) -> BlockedRanks:
+    """The ranks of a gallery whose similarities need never stand in memory or on the disk as a whole.
+
+    Args:
+        text_to_video: `[T]`. keep: how many of each text's best videos the result's `top [T, keep]` names.
+            The others as in `score`.
+
+    Raises:
+        ConfigError: as `score`. MetricError: a score that is NaN.
+    """
+    found = BlockedRanks(text_to_video, len(video), ties, keep)
+    for start in tqdm(range(0, len(text), _TEXTS), "rank", unit="block", disable=not progress, leave=False):
+        found.add(score(model, text[start : start + _TEXTS], video, block_size))
+    return found
 
 
 def _only(dataset: VideoTextDataset, rows: np.ndarray) -> VideoTextDataset:

@@ -6,15 +6,11 @@ are finished. Closing the generator, as Ctrl-C does, ends what still runs.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from xclip_lab.errors import ConfigError
@@ -46,15 +42,12 @@ def local(workers: int | None = None, gpus: Sequence[str] | None = None) -> Exec
     def run(
         function: Callable[[Any], Any], items: Sequence[Any]
     ) -> Generator[tuple[int, Outcome], None, None]:
-        threads = max(1, usable_cores() // count)
-        slots = [
-            {"OMP_NUM_THREADS": str(threads)}
-            | ({"CUDA_VISIBLE_DEVICES": cards[i % len(cards)]} if cards else {})
-            for i in range(count)
+        threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // count))}
+        places = [
+            threads | ({"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {})
+            for number in range(count)
         ]
-        with TemporaryDirectory(prefix="xclip-lab-") as claims:
-            in_slot = partial(_in_slot, function, claims, slots)
-            yield from watched(in_slot, items, count, _MONTH)
+        yield from watched(function, items, count, _MONTH, places)
 
     return run
 
@@ -64,41 +57,6 @@ def _visible_gpus() -> list[str]:
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-
-
-_claimed: list[int] = []
-"""The lock on this process's slot; it goes when the process ends, however that happens."""
-
-
-def _in_slot(function: Callable[[Any], Any], claims: str, slots: list[dict[str, str]], item: Any) -> Any:
-    """In a worker: take a free slot for good, set its variables, which notebooks inherit, and run."""
-    if not _claimed:
-        threading.Thread(target=_end_without, args=[os.getppid()], daemon=True).start()
-        os.environ.update(_claim(Path(claims), slots))
-        if "torch" in sys.modules:  # with the function's module: too late for the variable
-            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    return function(item)
-
-
-def _claim(claims: Path, slots: list[dict[str, str]]) -> dict[str, str]:
-    while True:
-        for number, slot in enumerate(slots):
-            lock = os.open(claims / str(number), os.O_CREAT | os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                continue
-            _claimed.append(lock)
-            return slot
-        time.sleep(0.1)  # a process that was lost lets go of its slot in a moment
-
-
-def _end_without(parent: int) -> None:
-    """End this process when its parent is no more: the same command may come again, and finds no rival."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
 
 
 def cluster(
@@ -159,4 +117,5 @@ def _outcome(job: Any) -> Outcome:
     lost = job.exception()
     if lost is None:
         return job.result()
-    return Outcome(error=f"job {job.job_id}: {str(lost).splitlines()[0]} (log: {job.paths.stderr})")
+    reason = next(iter(str(lost).splitlines()), type(lost).__name__)
+    return Outcome(error=f"job {job.job_id}: {reason} (log: {job.paths.stderr})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,9 +14,12 @@ import yaml
 
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.errors import ConfigError
+from xclip_lab.preset_files import presets
+from xclip_lab.published import ablation
+from xclip_lab.ranges import PositiveInt, Seed
 from xclip_lab.registry import did_you_mean
 from xclip_lab.runs import config_hash
-from xclip_lab.validation import merge
+from xclip_lab.validation import check, merge
 
 _FILE = Path(__file__).parent / "grids.yaml"
 _METHOD = ("head.", "temporal.")
@@ -37,6 +41,16 @@ class Towers:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """Where the papers' values lie: `preset`, whose data and towers they were measured with, and `ablation`,
+    a table of `published.ablation`, or `models`, a name in `published.yaml` by row."""
+
+    preset: str
+    ablation: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Grid:
     """A table to be filled. Its rows are all combinations of the axes' values.
 
@@ -45,20 +59,18 @@ class Grid:
             dict of each value's name and the overrides that make it.
         overrides: for all cells. seeds: of each row. repeats: runs of each row and seed, equal but for what
             the machine does not repeat.
-        towers: None where every cell trains its own.
-        published: where the papers' values lie: `preset`, whose data and towers they were measured with, and
-            `ablation`, a table of `published.ablation`, or `models`, a name in `published.yaml` by row.
+        towers: None where every cell trains its own. published: None where no paper has such a table.
     """
 
-    name: str
     preset: str
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    name: str = ""
     title: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     repeats: int = 1
     towers: Towers | None = None
-    published: Mapping[str, Any] = field(default_factory=dict)
+    published: Stated | None = None
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -90,11 +102,15 @@ class Cell:
     repeat: int = 1
 
     @property
+    def label(self) -> str:
+        """What its seeds and repeats have in common."""
+        return f"{self.row}, towers trained" if self.trains else self.row
+
+    @property
     def name(self) -> str:
-        """For people: its row, seed and repeat."""
+        """For people: its label, seed and repeat."""
         again = f", repeat {self.repeat}" if self.repeat > 1 else ""
-        trains = ", towers trained" if self.trains else ""
-        return f"{self.row}{trains}, seed {self.config.seed}{again}"
+        return f"{self.label}, seed {self.config.seed}{again}"
 
     @property
     def features(self) -> Path:
@@ -132,23 +148,19 @@ def load_grid(
         GridError: no such grid, an unknown key, nothing that varies, or an override of what varies.
     """
     values, name = _read(source)
-    own = dict(values.pop("of_preset", None) or {})
+    own = values.pop("of_preset", None) or {}
+    _refuse(name, "of_preset", own, ("overrides", "towers"))
+    for given in (own, values):
+        _refuse(name, "overrides", given.get("overrides") or {})
     if preset in (None, values.get("preset")):
         values["towers"] = values.get("towers") or own.get("towers")
-        fixed = {} if smoke else own.get("overrides") or {}
-        values["overrides"] = {**fixed, **(values.get("overrides") or {})}
-    known = [entry.name for entry in fields(Grid) if entry.name != "name"]
-    _refuse_unknown(name, values, known)
-    for needed in ("preset", "axes"):
-        if not values.get(needed):
-            raise GridError(f"grid {name}: {needed} is missing")
-    given = {key: value for key, value in (("preset", preset), ("seeds", seeds)) if value is not None}
-    values = {key: value for key, value in values.items() if value is not None} | given
-    values["axes"] = {axis: _axis(name, axis, choices) for axis, choices in values["axes"].items()}
-    if values.get("towers"):
-        _refuse_unknown(f"{name}, towers", values["towers"], [entry.name for entry in fields(Towers)])
-        values["towers"] = Towers(**values["towers"])
-    grid = Grid(**{"name": name, "title": name, **values})
+        if not smoke:
+            values["overrides"] = merge(own.get("overrides") or {}, values.get("overrides") or {})
+    if preset is not None:
+        values["preset"] = preset
+    if seeds is not None:
+        values["seeds"] = list(seeds)
+    grid = replace(_part(Grid, name, {"title": name, **values}), name=name)
     _check(grid, overrides or {})
     return _resized(grid, overrides or {}, smoke)
 
@@ -160,7 +172,7 @@ def cells(grid: Grid, root: str | Path) -> list[Cell]:
         ConfigError: a setting that `load_config` refuses; names the row.
     """
     found = []
-    for seed, repeat in itertools.product(grid.seeds, range(1, int(grid.repeats) + 1)):
+    for seed, repeat in itertools.product(grid.seeds, range(1, grid.repeats + 1)):
         base = None if grid.towers is None else _base(grid, grid.towers, seed, root)
         for row, over in grid.rows.items():
             found.append(_cell(grid, row, over, seed, root, base, repeat=repeat))
@@ -201,7 +213,7 @@ def _made(
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if isinstance(source, Mapping):
-        return dict(source), str(source.get("title") or "grid")
+        return dict(source), re.sub(r"[^\w+-]+", "-", str(source.get("title") or "grid"))  # names files too
     if str(source) in _tables():
         return dict(_tables()[str(source)]), str(source)
     path = Path(source)
@@ -219,19 +231,52 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return content, path.stem
 
 
-def _refuse_unknown(name: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in values:
-        if key not in known:
-            raise GridError(
-                f"grid {name}: unknown key {key!r}{did_you_mean(key, known)} (known: {', '.join(known)})"
-            )
+_PLAIN: dict[str, Any] = {"preset": str, "title": str, "repeats": PositiveInt, "ablation": str | None}
+"""Values that are no mapping and no list."""
+
+
+def _part(cls: type, where: str, values: Any) -> Any:
+    """A `Grid` or a part of one from plain values."""
+    named = {entry.name: entry for entry in fields(cls) if entry.name != "name"}
+    _refuse(where, "", values, list(named))
+    values = {key: value for key, value in values.items() if value is not None}
+    for key, entry in named.items():
+        if entry.default is entry.default_factory and not values.get(key):
+            raise GridError(f"grid {where}: {key} is missing")
+    for key, value in values.items():
+        place = f"grid {where}: {key}"
+        if key in _PLAIN:
+            values[key] = check(place, _PLAIN[key], value)
+        elif key in ("seeds", "also_trained"):
+            if not isinstance(value, list):
+                raise GridError(f"{place}: {value!r} is not a list")
+            values[key] = [check(place, Seed, one) if key == "seeds" else _label(one) for one in value]
+        elif key in ("towers", "published"):
+            values[key] = _part(Towers if key == "towers" else Stated, f"{where}, {key}", value)
+        elif key == "axes":
+            _refuse(where, key, value)
+            values[key] = {str(axis): _axis(where, str(axis), choices) for axis, choices in value.items()}
+        else:
+            _refuse(where, key, value)
+    return cls(**values)
+
+
+def _refuse(where: str, key: str, values: Any, known: Sequence[str] | None = None) -> None:
+    """What is no mapping, or has other keys than the known ones."""
+    place = f"grid {where}: {key}" if key else f"grid {where}"
+    if not isinstance(values, Mapping):
+        raise GridError(f"{place}: {values!r} are no keys with values")
+    for name in values:
+        if known is not None and name not in known:
+            guess = did_you_mean(str(name), known)
+            raise GridError(f"{place}: unknown key {name!r}{guess} (known: {', '.join(known)})")
 
 
 def _axis(name: str, axis: str, choices: Any) -> dict[str, dict[str, Any]]:
     """The overrides of each value of an axis, by the value's name."""
     if isinstance(choices, list) and choices:
         return {_label(value): {axis: value} for value in choices}
-    if isinstance(choices, Mapping) and all(isinstance(over, Mapping) for over in choices.values()):
+    if isinstance(choices, Mapping) and choices and all(isinstance(it, Mapping) for it in choices.values()):
         return {str(label): dict(over) for label, over in choices.items()}
     raise GridError(
         f"grid {name}: axis {axis} is neither a list of values of that key nor a dict of names and overrides"
@@ -243,15 +288,25 @@ def _label(value: Any) -> str:
 
 
 def _check(grid: Grid, overrides: Mapping[str, Any]) -> None:
-    varied = {key for over in grid.rows.values() for key in over} | {"seed"}
+    where, varied = f"grid {grid.name}", {"seed": "seeds"}
+    for axis, choices in grid.axes.items():
+        for key in {key for over in choices.values() for key in over}:
+            if key in varied:
+                raise GridError(f"{where}: axis {axis} sets {key}, which {varied[key]} sets")
+            varied[key] = f"axis {axis}"
     for key in overrides:
         if key in varied:
-            raise GridError(f"{key}: it varies in the grid {grid.name}; leave it out")
-    if not grid.seeds or int(grid.repeats) < 1:
-        raise GridError(f"grid {grid.name}: seeds and repeats leave nothing to run")
+            raise GridError(f"{key}: it varies in the {where}; leave it out")
+    if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
+        raise GridError(f"{where}: seeds {grid.seeds}: name one or more, each once")
     for row in grid.towers.also_trained if grid.towers else ():
         if row not in grid.rows:
-            raise GridError(f"grid {grid.name}: also_trained: no row {row!r}{did_you_mean(row, grid.rows)}")
+            raise GridError(f"{where}: also_trained: no row {row!r}{did_you_mean(row, grid.rows)}")
+    if grid.published and grid.published.preset not in presets():
+        guess = did_you_mean(grid.published.preset, presets())
+        raise GridError(f"{where}: published: no preset {grid.published.preset!r}{guess}")
+    if grid.published and grid.published.ablation:
+        ablation(grid.published.ablation)
 
 
 def _resized(grid: Grid, overrides: Mapping[str, Any], smoke: bool) -> Grid:

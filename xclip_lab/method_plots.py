@@ -70,17 +70,18 @@ def recall_against_cost(table: pd.DataFrame) -> Figure | None:
     figure = Figure(figsize=(7.0, 5.2), layout="constrained")
     axis = figure.subplots()
     for number, row in rows.iterrows():
-        marker = _MARKERS[int(number) % len(_MARKERS)]
+        again, marker = divmod(int(number), len(_MARKERS))
+        face, edge = ("white", DARK) if again else (DARK, "white")
         error = [[row["R@1"] - row["low"]], [row["high"] - row["R@1"]]]
         axis.errorbar(
             row["gmac"],
             row["R@1"],
             np.nan_to_num(error).clip(min=0),
-            fmt=marker,
-            color=DARK,
+            fmt=_MARKERS[marker],
+            color=face,
             ecolor=MIDDLE,
             markersize=9,
-            markeredgecolor="white",
+            markeredgecolor=edge,
             elinewidth=1,
             capsize=2,
             label=f"{row['method']}  ({row['R@1']:.1f}%, {row['gmac']:,.{_digits(row['gmac'])}f} GMAC)",
@@ -114,14 +115,10 @@ def _forest(tests: pd.DataFrame) -> Figure:
         places = np.flatnonzero((tests["p_holm"] < LEVEL) == shown)
         rows = tests.iloc[places]
         error = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
-        look: dict[str, Any] = {
-            "color": DARK,
-            "markerfacecolor": face,
-            "markersize": 8,
-            "elinewidth": 1.5,
-            "capsize": 3,
-        }
-        axis.errorbar(rows["difference"], places, xerr=np.clip(error, 0, None), fmt="o", label=label, **look)
+        look: dict[str, Any] = {"color": DARK, "markerfacecolor": face, "markersize": 8, "elinewidth": 1.5}
+        axis.errorbar(
+            rows["difference"], places, xerr=np.clip(error, 0, None), fmt="o", label=label, capsize=3, **look
+        )
     axis.axvline(0, color="black", lw=1)
     pairs = list(zip(tests["a"], tests["b"], strict=True))
     names = [f"{a} \u2212" + (" " if len(a + b) < 30 else "\n") + b for a, b in pairs]
@@ -129,14 +126,8 @@ def _forest(tests: pd.DataFrame) -> Figure:
     axis.set_ylim(len(tests) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     for place, p in enumerate(map(compare.p_text, tests["p_holm"])):
-        axis.text(
-            1.02,
-            place,
-            f"p {p}" if p[0] == "<" else f"p = {p}",
-            va="center",
-            fontsize=10,
-            transform=axis.get_yaxis_transform(),
-        )
+        told = f"p {p}" if p[0] == "<" else f"p = {p}"
+        axis.text(1.02, place, told, va="center", fontsize=10, transform=axis.get_yaxis_transform())
     axis.set_xlabel("difference in text-to-video R@1 (points), 95% interval")
     axis.grid(axis="x")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
@@ -178,7 +169,15 @@ def _write_differences(axis: Axes, values: np.ndarray, kinds: np.ndarray) -> Non
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             colour = ("0.45", "black", "white")[kinds[row, column]]
-            axis.text(column, row, f"{value:+.1f}", ha="center", va="center", color=colour, fontsize=10)
+            axis.text(
+                column,
+                row,
+                f"{round(value, 1) + 0.0:+.1f}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=10,
+            )
 
 
 def only_one_finds(clips: ClipDataset | None, results: Mapping[str, Result], who: str) -> Figure | None:

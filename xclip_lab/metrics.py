@@ -106,17 +106,79 @@ def rank_entries(similarity: Any, text_to_video: Any, ties: Ties = "pessimistic"
             f"ties: {ties!r} is not one of {', '.join(allowed)}{did_you_mean(str(ties), allowed)}"
         )
     scores, index = _checked(similarity, text_to_video)
-    rows = np.arange(len(index))
-    if ties == "official" and _several_captions(index):
-        t2v = Entries(_gallery_order_ranks(scores, index), rows)
-    else:
-        t2v = _settle(*_text_to_video(scores, index), rows, ties)
+    t2v = _caption_entries(scores, index, ties, _several_captions(index))
     return {"t2v": t2v, "v2t": _settle(*_video_to_text(scores, index), np.unique(index), ties)}
+
+
+class BlockedRanks:
+    """`ranks`, and the best columns of each row, of a matrix that comes in blocks of rows and is never whole.
+
+    Needs memory for a `[V, V]` matrix, not for `[T, V]`.
+
+    Args:
+        text_to_video: `[T]`. videos: V. ties: as in `retrieval_metrics`. keep: how many columns of each row.
+
+    >>> found = BlockedRanks([0, 1, 1, 2], videos=3, keep=1)
+    >>> found.add([[0.9, 0.1, 0.3], [0.2, 0.4, 0.8]])
+    >>> found.add([[0.1, 0.6, 0.2], [0.0, 0.3, 0.7]])
+    >>> found.ranks()["t2v"].tolist(), found.ranks()["v2t"].tolist(), found.top.ravel().tolist()
+    ([1, 2, 1, 1], [1, 1, 2], [0, 2, 1, 2])
+    """
+
+    def __init__(self, text_to_video: Any, videos: int, ties: Ties = "pessimistic", keep: int = 10) -> None:
+        self.index, self.ties = _to_numpy(text_to_video).astype(np.int64), ties
+        self.top = np.empty((len(self.index), min(keep, videos)), dtype=np.int64)
+        self._best = np.full((videos, videos), -np.inf, dtype=np.float32)  # [video of a caption, video]
+        self._of_texts: list[np.ndarray] = []
+        self._seen = 0
+
+    def add(self, scores: Any) -> None:
+        """The next rows, `[n, V]`.
+
+        Raises:
+            MetricError: a NaN, or another number of videos.
+        """
+        rows = slice(self._seen, self._seen + len(scores))
+        block, index = _checked(scores, self.index[rows], first_row=rows.start)
+        if block.shape[1] != len(self._best):
+            raise MetricError(f"a block has {block.shape[1]} columns, there are {len(self._best)} videos")
+        found = _caption_entries(block, index, self.ties, _several_captions(self.index))
+        self._of_texts.append(found.ranks)
+        by_video = np.argsort(index, kind="stable")
+        videos, first = np.unique(index[by_video], return_index=True)
+        best = np.maximum.reduceat(block[by_video], first, axis=0)
+        self._best[videos] = np.maximum(self._best[videos], best)
+        kept = np.argpartition(-block, self.top.shape[1] - 1, axis=1)[:, : self.top.shape[1]]
+        order = np.argsort(-np.take_along_axis(block, kept, 1), axis=1, kind="stable")
+        self.top[rows] = np.take_along_axis(kept, order, 1)
+        self._seen = rows.stop
+
+    def ranks(self) -> dict[str, np.ndarray]:
+        """As `ranks` gives them, once all rows were added.
+
+        Raises:
+            MetricError: rows are missing.
+        """
+        if self._seen < len(self.index):
+            raise MetricError(f"{self._seen} of {len(self.index)} rows were added")
+        captioned = np.unique(self.index)
+        counts = _video_to_text(self._best[captioned], captioned)
+        return {
+            "t2v": np.concatenate(self._of_texts),
+            "v2t": _settle(*counts, captioned, self.ties).ranks,
+        }
 
 
 def lower_median(text_to_video: Any, ties: Ties) -> bool:
     """Whether t2v's median is the lower one: the official code's, where a video has several captions."""
     return ties == "official" and _several_captions(_to_numpy(text_to_video))
+
+
+def _caption_entries(scores: np.ndarray, index: np.ndarray, ties: str, several: bool) -> Entries:
+    rows = np.arange(len(index))
+    if ties == "official" and several:
+        return Entries(_gallery_order_ranks(scores, index), rows)
+    return _settle(*_text_to_video(scores, index), rows, ties)
 
 
 def _several_captions(index: np.ndarray) -> bool:
@@ -185,7 +247,7 @@ def _to_numpy(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def _checked(similarity: Any, text_to_video: Any) -> tuple[np.ndarray, np.ndarray]:
+def _checked(similarity: Any, text_to_video: Any, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
     scores, index = _to_numpy(similarity), _to_numpy(text_to_video)
     if scores.ndim != 2 or scores.size == 0:
         raise MetricError(f"similarity: expected captions x videos [T, V], got shape {list(scores.shape)}")
@@ -209,7 +271,7 @@ def _checked(similarity: Any, text_to_video: Any) -> tuple[np.ndarray, np.ndarra
     for rows in _blocks(captions, videos):
         bad = np.argwhere(np.isnan(scores[rows]))
         if len(bad):
-            row, column = rows.start + bad[0, 0], bad[0, 1]
+            row, column = first_row + rows.start + bad[0, 0], bad[0, 1]
             raise MetricError(
                 f"similarity is NaN at row {row}, column {column} (caption {row}, video {column}); look for "
                 "a video without valid frames, or weights that are not finite"

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xclip_lab.config import RunConfig, config_from_dict, to_dict
+from xclip_lab.config import RunConfig, config_from_dict, default_values, to_dict
 from xclip_lab.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+FAILED = "failed.txt"
+"""Why the last try of a sweep's cell came to nothing, in its folder."""
 
 
 class RunError(UserError):
@@ -39,10 +41,26 @@ class RunSummary:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Eight hexadecimal digits, the same for equal configs and in practice for no others."""
+    """Eight hexadecimal digits, the same for equal configs and in practice for no others.
+
+    They are of what differs from the defaults, so that a version with more settings finds its runs again.
+    """
     # Validated once more every number has its own type: a default may be written 1 where a file says 1.0.
     values = to_dict(config_from_dict(to_dict(config)))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    told = {"head": config.head.name, "beyond_defaults": _beyond(default_values(config.head.name), values)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _beyond(defaults: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """What of `values` is not a default."""
+    found = {}
+    for key, value in values.items():
+        default = defaults.get(key) if isinstance(defaults, dict) else None
+        if isinstance(value, dict):
+            value, default = _beyond(default, value), {}
+        if value != default:
+            found[key] = value
+    return found
 
 
 def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
@@ -200,7 +218,9 @@ def _family(error: type[UserError]) -> Iterator[type[UserError]]:
 
 
 def list_runs(root: str | Path = "runs") -> list[RunSummary]:
-    """The runs below `root`, in the order of their names: a folder with a `config.yaml` is one.
+    """The runs in `root` and in folders of it such as a sweep's, in the order of their names.
+
+    A folder with a `config.yaml` is a run, or one where a cell of a sweep failed.
 
     Raises:
         RunError: no such folder.
@@ -208,7 +228,14 @@ def list_runs(root: str | Path = "runs") -> list[RunSummary]:
     root = Path(root)
     if not root.is_dir():
         raise RunError(f"no folder {root}; a run makes it, or name the one that holds your runs")
-    return [_summary(path.parent) for path in sorted(root.glob("*/config.yaml"))]
+    folders: list[Path] = []
+    for path in sorted(root.glob("*/")):
+        folders += [path] if _is_run(path) else filter(_is_run, sorted(path.glob("*/")))
+    return [_summary(path, path.relative_to(root).as_posix()) for path in folders]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.yaml", FAILED))
 
 
 def collect(root: str | Path = "runs") -> pd.DataFrame:
@@ -218,20 +245,21 @@ def collect(root: str | Path = "runs") -> pd.DataFrame:
     return collect(root)
 
 
-def _summary(run_dir: Path) -> RunSummary:
+def _summary(run_dir: Path, name: str) -> RunSummary:
+    failed = run_dir / FAILED
+    failure = f"failed: {failed.read_text(errors='replace').strip()}" if failed.is_file() else None
     try:
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
-        preset, epochs, split = config["preset"], config["train"]["epochs"], config["data"]["test_split"]
+        preset, epochs, data = config["preset"], config["train"]["epochs"], config["data"]
+        split, told = data["test_split"], " ".join(filter(None, (data["dataset"], data.get("protocol"))))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return RunSummary(run_dir.name, "?", "?", "config.yaml is damaged", {})
+        return RunSummary(name, "?", "?", failure or "config.yaml is damaged", {})
     stamp = read_json(run_dir / "checkpoints" / "last" / "stamp.json")
-    state = _state(stamp, epochs) if stamp else "no checkpoint"
+    state = failure or (_state(stamp, epochs) if stamp else "no checkpoint")
     evaluated = read_json(run_dir / "evaluation" / split / "metrics.json")
-    metrics = read_json(run_dir / "metrics.json") or evaluated
-    data = " ".join(
-        part for part in (config["data"]["dataset"], config["data"].get("protocol"), split) if part
+    return RunSummary(
+        name, preset, f"{told} {split}", state, read_json(run_dir / "metrics.json") or evaluated
     )
-    return RunSummary(run_dir.name, preset, data, state, metrics)
 
 
 def _state(stamp: dict[str, Any], epochs: int) -> str:

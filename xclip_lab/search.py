@@ -224,7 +224,9 @@ def _library(
     missing = {content: path for path, content in contents.items() if content not in kept}
     broken = _embed(missing, model, config, shelf, progress)
     kept |= {content: entry for content in missing if (entry := shelf.read(content))}
-    unread |= {path: broken[content] for path, content in contents.items() if content in broken}
+    for path, content in contents.items():
+        if content in broken:  # the reason names the first of equal files
+            unread[path] = broken[content].replace(str(missing[content]), str(path))
     readable = [path for path in found if contents.get(path) in kept]
     if not readable:
         raise DatasetError(

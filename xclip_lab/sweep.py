@@ -11,10 +11,9 @@ from tqdm.auto import tqdm
 
 from xclip_lab import study
 from xclip_lab.atomic import write_text
-from xclip_lab.collect import FAILED
 from xclip_lab.executors import Executor, local
 from xclip_lab.grid import Cell
-from xclip_lab.runs import RunError, execute_notebook, prepare_data
+from xclip_lab.runs import FAILED, RunError, execute_notebook, prepare_data
 
 NOTEBOOK = "20_train"
 """Trains, evaluates and records one cell."""
@@ -43,13 +42,13 @@ def run(cells: Sequence[Cell], executor: Executor | None = None) -> dict[str, st
     failed: dict[Path, str] = {}
     with _progress(len(everything), len(everything) - len(waiting)) as bar:
         for phase in _phases(list(waiting.values())):
-            now = []
-            for cell in phase:
-                if cell.base is not None and cell.base.run_dir in failed:
-                    failed[cell.run_dir] = f"the run of its towers failed: {cell.base.run_dir}"
-                else:
-                    now.append(cell)
-            failed |= _run_all(now, executor or local(), bar)
+            lost = {
+                cell.run_dir: f"the run of its towers failed: {cell.base.run_dir}"
+                for cell in phase
+                if cell.base is not None and cell.base.run_dir in failed
+            }
+            able = [cell for cell in phase if cell.run_dir not in lost]
+            failed |= lost | _run_all(able, executor or local(), bar)
     return {waiting[folder].name: reason for folder, reason in failed.items()}
 
 

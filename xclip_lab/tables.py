@@ -44,16 +44,17 @@ def table(grid: Grid, cells: Sequence[Cell]) -> pd.DataFrame:
         DatasetError: cells that were evaluated on different clips.
     """
     stated, twins = _stated(grid), _twins(_stated(grid))
-    reference = load_config(grid.published["preset"]) if grid.published else None
-    groups: dict[tuple[bool, str], list[Cell]] = {}
+    reference = load_config(grid.published.preset) if grid.published else None
+    groups: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.trains):
-        groups.setdefault((cell.trains, cell.row), []).append(cell)
+        groups.setdefault(cell.label, []).append(cell)
     loaded = {cell.run_dir: Result.load(cell.run_dir) for cell in cells if cell.done}
     check_comparable({str(folder): result for folder, result in loaded.items()})
     rows = []
-    for (_, name), same in groups.items():
+    for same in groups.values():
         results = [loaded[cell.run_dir] for cell in same if cell.done]
         unlike = _unlike(same[0].config, reference)
+        name = same[0].row
         row: dict[str, Any] = {"row": name, "towers": _towers(grid, same[0]), "runs": len(results)}
         for side in SIDES:
             value = stated.get(name, {}).get(f"{side}/R@1")
@@ -64,15 +65,17 @@ def table(grid: Grid, cells: Sequence[Cell]) -> pd.DataFrame:
 
 def _stated(grid: Grid) -> Mapping[str, Mapping[str, float]]:
     """What is published, by row."""
-    if "ablation" in grid.published:
-        return ablation(grid.published["ablation"]).rows
-    where = about(grid.published["preset"]).published if grid.published else None
-    found = {}
-    for row, model in grid.published.get("models", {}).items():
-        numbers = published(where[0], model) if where else None
-        if numbers:
-            found[row] = {f"{side}/R@1": of["R@1"] for side, of in numbers.metrics.items()}
-    return found
+    if grid.published is None:
+        return {}
+    if grid.published.ablation:
+        return ablation(grid.published.ablation).rows
+    where = about(grid.published.preset).published
+    numbers = {row: published(where[0], model) for row, model in grid.published.models.items() if where}
+    return {
+        row: {f"{side}/R@1": of["R@1"] for side, of in found.metrics.items()}
+        for row, found in numbers.items()
+        if found
+    }
 
 
 def _twins(stated: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
@@ -161,10 +164,11 @@ def markdown(grid: Grid, cells: Sequence[Cell], found: pd.DataFrame) -> str:
 def legend(grid: Grid, cells: Sequence[Cell]) -> list[str]:
     """Which data, which towers, where the published values come from: a line each."""
     data, source = cells[0].config.data, _source(grid)
+    again = f", {grid.repeats} runs of each" if grid.repeats > 1 else ""
     lines = [
         f"Ours: {' '.join(filter(None, (data.dataset, data.protocol)))}, split {data.test_split}, "
-        f"preset {grid.preset}, seeds {', '.join(map(str, grid.seeds))}; R@1 in percent, mean over the runs, "
-        "95% interval over the videos, then the range over the runs."
+        f"preset {grid.preset}, seeds {', '.join(map(str, grid.seeds))}{again}; R@1 in percent, "
+        "mean over the runs, 95% interval over the videos, then the range over the runs."
     ]
     if grid.towers is not None:
         lines.append(
@@ -174,10 +178,10 @@ def legend(grid: Grid, cells: Sequence[Cell]) -> list[str]:
 
 
 def _source(grid: Grid) -> list[str]:
-    where = about(grid.published["preset"]).published if grid.published else None
-    if where is None:
+    where = about(grid.published.preset).published if grid.published else None
+    if grid.published is None or where is None:
         return []
-    told = ablation(grid.published["ablation"]) if "ablation" in grid.published else None
+    told = ablation(grid.published.ablation) if grid.published.ablation else None
     source = f" ({told.source})" if told else ""
     note = [told.note] if told and told.note else []
     return [f"Published: on {where[0]}{source}. Runs on other data do not judge it.", *note]
@@ -216,14 +220,13 @@ def figure(grid: Grid, found: pd.DataFrame) -> Figure | None:
 def _draw_side(axis: Axes, found: pd.DataFrame, trained: pd.Series, side: str) -> None:
     places = np.arange(len(found))
     for place in places[::2]:
-        axis.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0)
+        axis.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0, zorder=0)
     value, low, high = (found[f"{side} {key}"].to_numpy(float) for key in ("R@1", "low", "high"))
     runs = [found[f"{side} {key}"].to_numpy(float) for key in ("min", "max")]
-    axis.hlines(places, *runs, color=MIDDLE, linewidth=7, alpha=0.45, label="range over the runs")
-    for chosen, marker, label in (
-        (~trained, "o", "ours, 95% interval"),
-        (trained, "s", "ours, towers trained"),
-    ):
+    if (found["runs"] > 1).any():
+        axis.hlines(places, *runs, color=MIDDLE, linewidth=7, alpha=0.45, label="range over the runs")
+    kinds = ((~trained, "o", "ours, 95% interval"), (trained, "s", "ours, towers trained"))
+    for chosen, marker, label in kinds:
         if not np.isfinite(value[chosen]).any():
             continue
         errors = np.stack([value - low, high - value])[:, chosen].clip(min=0)

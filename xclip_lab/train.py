@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from xclip_lab.atomic import write_text
 from xclip_lab.batching import Batch, make_loader, training_order
 from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
-from xclip_lab.config import RunConfig, to_dict
+from xclip_lab.config import RunConfig, config_from_dict, to_dict
 from xclip_lab.consistency import check_training_frames
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.distributed import PeerLost, Ranks, joined, local_device, resolve_device
@@ -169,6 +169,7 @@ class Trainer:
         self.step = 0
         self.saved: int | None = None  # the step of the last checkpoint
         self.seconds = 0.0
+        self._waited = self._stepped = 0.0  # seconds of this epoch
         self.best: dict[str, Any] | None = None
         self.history_rows = 0
         self.broken: dict[str, str] = {}
@@ -271,15 +272,21 @@ class Trainer:
         own = rest.reshape(-1, self.ranks.world, self.share)[:, self.ranks.rank].ravel().tolist()
         loader = make_loader(clips, order=own, batch_size=self.share, epoch=epoch)
         batches = loader.in_place()
+        self._waited = self._stepped = 0.0
+        began = time.perf_counter()
         while step := list(itertools.islice(batches, parts)):
+            self._waited += time.perf_counter() - began
             self.broken |= loader.broken
             yield step
+            began = time.perf_counter()
 
     def _train_step(self, parts: list[Batch | None]) -> Row:
         """One step; returns its numbers."""
         epoch = self.step // self.steps_per_epoch + 1
         self.step += 1
+        began = time.perf_counter()
         numbers = self.stepper.make(self.step, parts)
+        self._stepped += time.perf_counter() - began
         self._paced_pairs += int(numbers["pairs"])
         return {"step": self.step, "epoch": epoch, **numbers}
 
@@ -348,12 +355,14 @@ class Trainer:
         return value < before if self.config.train.select.endswith(LESS_IS_BETTER) else value > before
 
     def _log(self, row: Row) -> None:
-        """Record a step, with the pace since the last record."""
+        """Record a step, with the pace since the last record and the share of this epoch's time in which the
+        steps waited for their data."""
         if self.history is None:
             return
         elapsed = self._elapsed()
         pace = self._paced_pairs / max(elapsed - self._paced_seconds, 1e-9)
-        self.history.append({**row, "seconds": elapsed, "pairs_per_second": pace})
+        wait = self._waited / max(self._waited + self._stepped, 1e-9)
+        self.history.append({**row, "seconds": elapsed, "pairs_per_second": pace, "wait": wait})
         self._paced_pairs, self._paced_seconds = 0, elapsed
 
     def _elapsed(self) -> float:
@@ -369,7 +378,8 @@ class Trainer:
             )
 
     def _check_same_run(self, saved: dict[str, Any]) -> None:
-        differing = sorted(differing_keys(saved["config"], to_dict(self.config)))
+        before = to_dict(config_from_dict(saved["config"]))  # with settings that are newer than the run
+        differing = sorted(differing_keys(before, to_dict(config_from_dict(to_dict(self.config)))))
         if differing:
             raise TrainingError(
                 f"{self.run_dir} holds a run of another config: {', '.join(differing)}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from threading import local
 
 import numpy as np
 import pandas as pd
@@ -35,16 +36,16 @@ def uniform(model: RetrievalModel, name: str) -> Iterator[None]:
     """
     check_explainable(model, "uniform attention")
     over_words = tap_names(model).get(name, "").partition("]")[0].endswith("W")
-    masks: list[Tensor] = []
+    seen = local()  # blocks of a similarity matrix are computed in threads
 
     def see(head: nn.Module, inputs: tuple[TokenSet, TokenSet]) -> None:
         text, video = inputs
-        masks[:] = [text.mask[:, None] if over_words else video.mask[None]]
+        seen.mask = text.mask[:, None] if over_words else video.mask[None]
 
     def flat(weights: Tensor) -> Tensor:
         if not model.config.head.mask_padding:
             return torch.full_like(weights, 1 / weights.shape[-1])
-        mask = masks[0] if weights.ndim == 3 else masks[0].unsqueeze(2)
+        mask = seen.mask if weights.ndim == 3 else seen.mask.unsqueeze(2)
         return (mask / mask.sum(-1, keepdim=True)).to(weights.dtype).expand_as(weights)
 
     hook = model.head.register_forward_pre_hook(see)

@@ -1,4 +1,5 @@
-"""Videos: which frames to take, their pixels. decord, or PyAV where it cannot; Pillow for folders of frames.
+"""Videos: which frames to take, their pixels. By an index of the packets where the file allows it, else by
+decord, or PyAV where that cannot; Pillow for folders of frames.
 
 decord is built for few platforms; where it is not installed PyAV reads every file.
 """
@@ -13,9 +14,10 @@ from typing import Literal, NamedTuple, get_args
 import av
 import numpy as np
 
-from xclip_lab import frame_folder, sampling
+from xclip_lab import frame_folder, indexed, sampling
 from xclip_lab.container import VideoInfo, open_container, probe, reason
 from xclip_lab.errors import VideoError
+from xclip_lab.indexed import PacketIndex
 
 try:
     import decord
@@ -27,7 +29,7 @@ else:
 __all__ = ["Decoder", "Sampler", "VideoFrames", "VideoInfo", "frame_indices", "iterate_frames", "probe"]
 __all__ += ["read_frames", "read_frames_and_decoder"]
 
-Decoder = Literal["decord", "pyav", "frames"]
+Decoder = Literal["indexed", "decord", "pyav", "frames"]
 Sampler = Literal["official", "clip2video", "glscl", "uniform"]
 
 _CLOCK_ERROR = 1e-4
@@ -97,8 +99,9 @@ def read_frames(
         indices: which frames, in any order, repeats allowed; None for every frame.
         start, end: with `indices` None, only frames that begin in `[start, end)` seconds.
         info: what `probe` returned for this file, to spare the second look.
-        verify: decode these frames once more with PyAV, without converting them to RGB, because decord hands
-            out whatever it made of damaged data. May be left out for a file that has passed before.
+        verify: where decord reads them, decode these frames once more with PyAV, without converting them to
+            RGB, because decord hands out whatever it made of damaged data. May be left out for a file that
+            has passed before.
 
     Raises:
         VideoError: the file cannot be read in full; names file, decoder and reason.
@@ -145,7 +148,7 @@ def iterate_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[in
             yield index, frame_folder.read([info.files[index]], (info.height, info.width))[0]
         return
     try:
-        yield from _upright_frames(info, wanted)
+        yield from _upright_frames(info, wanted, _pyav_frames(info, wanted))
     except Exception as error:
         raise VideoError(f"{info.path}: PyAV: {reason(error)}") from error
 
@@ -174,6 +177,11 @@ def _check_memory(info: VideoInfo, count: int) -> None:
 def _decode(info: VideoInfo, wanted: np.ndarray, verify: bool) -> tuple[np.ndarray, Decoder]:
     if info.files:
         return frame_folder.read([info.files[i] for i in wanted], (info.height, info.width)), "frames"
+    if info._packets is not None:
+        try:
+            return _decode_indexed(info, info._packets, wanted), "indexed"
+        except Exception:  # the other ways get around it, or say what is wrong
+            pass
     refused = "decord: not installed" if decord is None else "decord: cannot place this file's frames"
     if decord is not None and info._decord_fits:
         if verify:  # before decord sees the file, which speaks to the terminal of what it finds
@@ -207,22 +215,35 @@ def _verify(info: VideoInfo, wanted: np.ndarray) -> None:
         raise VideoError(f"{info.path}: PyAV: {reason(error)} (decord would conceal it)") from error
 
 
+def _decode_indexed(info: VideoInfo, packets: PacketIndex, wanted: np.ndarray) -> np.ndarray:
+    with open_container(info.path) as container:
+        frames = indexed.decode(container, container.streams.video[info._stream], packets, wanted)
+        return _stack(info, wanted, _upright_frames(info, wanted, frames))
+
+
 def _decode_pyav(info: VideoInfo, wanted: np.ndarray) -> np.ndarray:
+    return _stack(info, wanted, _upright_frames(info, wanted, _pyav_frames(info, wanted)))
+
+
+def _stack(info: VideoInfo, wanted: np.ndarray, upright: Iterator[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Frames as they were asked for, of those that come one by one."""
     places: dict[int, list[int]] = {}
     for place, index in enumerate(wanted.tolist()):
         places.setdefault(index, []).append(place)
     frames = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
-    for index, pixels in _upright_frames(info, wanted):
+    for index, pixels in upright:
         frames[places[index]] = pixels
     return frames
 
 
-def _upright_frames(info: VideoInfo, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Wanted frames in the order of time, each once, as uint8 `[H, W, 3]` RGB."""
+def _upright_frames(
+    info: VideoInfo, wanted: np.ndarray, decoded: Iterator[tuple[int, av.VideoFrame]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Those of the decoded frames that are wanted, as uint8 `[H, W, 3]` RGB."""
     quarter_turns = info.rotation // 90
     width, height = (info.height, info.width) if quarter_turns % 2 else (info.width, info.height)
     needed = set(wanted.tolist())
-    for index, frame in _pyav_frames(info, wanted):
+    for index, frame in decoded:
         if index in needed:
             pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
             yield index, np.rot90(pixels[:, ::-1] if info._mirrored else pixels, quarter_turns)

@@ -3,7 +3,7 @@
 A damaged video can send a decoder into an endless loop or a segmentation fault; neither can be stopped from
 within the process. Workers are fresh Python processes that import the function's module and nothing else of
 the parent's. They are no children of the terminal: Ctrl-C reaches the parent alone, which kills them. One
-that lost its parent ends after the item in hand.
+that lost its parent ends: the same command may come again, and finds no rival.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +26,9 @@ from typing import Any, TypeVar
 from xclip_lab.errors import UserError
 
 Item = TypeVar("Item")
-_CHILD = "import sys; sys.path[:] = {path!r}; from xclip_lab.workers import _serve; _serve({descriptor})"
+_CHILD = (
+    "import sys; sys.path[:] = {path!r}; from xclip_lab.workers import _serve; _serve({descriptor}, {parent})"
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,11 @@ def usable_cores() -> int:
 
 
 def watched(
-    function: Callable[[Item], Any], items: Iterable[Item], workers: int, timeout_s: float
+    function: Callable[[Item], Any],
+    items: Iterable[Item],
+    workers: int,
+    timeout_s: float,
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> Generator[tuple[int, Outcome], None, None]:
     """Run `function` on every item and yield each one's number and outcome, as they are finished.
 
@@ -53,6 +61,7 @@ def watched(
         items: taken one by one, as workers are free.
         workers: processes; 0 runs all in this one, without watchdog.
         timeout_s: seconds for one item, start-up and imports not counted.
+        environments: of each worker, variables beside the parent's.
     """
     if workers == 0:
         for index, item in enumerate(items):
@@ -67,7 +76,7 @@ def watched(
 
     try:
         for index, item in islice(waiting, workers):
-            give(_Worker(timeout_s), index, item)
+            give(_Worker(timeout_s, environments[index] if environments else {}), index, item)
         while busy:
             for connection in wait(list(busy)):
                 worker, index = busy.pop(connection)
@@ -86,16 +95,17 @@ def watched(
 class _Worker:
     """A process that works on one item at a time; a new one where it was lost."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
+    def __init__(self, timeout_s: float, environment: Mapping[str, str]) -> None:
+        self.timeout_s, self.environment = timeout_s, environment
         self._start()
 
     def _start(self) -> None:
         self.connection, theirs = Pipe()
-        code = _CHILD.format(path=sys.path, descriptor=theirs.fileno())
+        code = _CHILD.format(path=sys.path, descriptor=theirs.fileno(), parent=os.getpid())
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -129,12 +139,19 @@ class _Worker:
             self.connection.close()
 
 
-def _serve(descriptor: int) -> None:
+def _serve(descriptor: int, parent: int) -> None:
     """What a worker does, until its parent closes the pipe or is no more."""
+    threading.Thread(target=_end_without, args=[parent], daemon=True).start()
     connection = Connection(descriptor)
     with suppress(EOFError, OSError):
         while True:
             connection.send_bytes(_answer(connection.recv_bytes()))
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _answer(task: bytes) -> bytes:

@@ -184,13 +184,16 @@ def test_query_click_and_temperature(opened, folder, gallery):
 
 
 def frames_stand_above_their_columns(page) -> bool:
-    """Each frame's middle is its column's, in every map."""
+    """The strip of square frames has as many as there are columns, and is as wide as they, in every map."""
     return page.evaluate(
         """() => [...document.querySelectorAll('.xl-map table')].every(table => {
-            const middle = item => { const box = item.getBoundingClientRect(); return box.x + box.width / 2 };
-            const cells = [...table.rows[1].querySelectorAll('td[style]')].map(middle);
-            const frames = [...table.rows[0].querySelectorAll('img')].map(middle);
-            return frames.length === cells.length && frames.every((x, i) => Math.abs(x - cells[i]) < 1);
+            const cells = [...table.rows[1].querySelectorAll('td[style]')].map(cell =>
+                cell.getBoundingClientRect());
+            const strip = table.rows[0].querySelector('img');
+            const box = strip.getBoundingClientRect(), last = cells[cells.length - 1];
+            const count = strip.naturalWidth / strip.naturalHeight;
+            return count === cells.length && Math.abs(box.left - cells[0].left) < 1
+                && Math.abs(box.right - last.right) < 1;
         })"""
     )
 

@@ -31,9 +31,3 @@ def behave(what: str) -> str:
     if what == "refuse":
         raise TrainingError("the loss is nan")
     return os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
-
-
-def write_pid_and_wait(path: str) -> None:
-    Path(path + ".part").write_text(str(os.getpid()))
-    os.replace(path + ".part", path)
-    time.sleep(600)

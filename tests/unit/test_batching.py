@@ -209,7 +209,7 @@ def test_decoders_are_counted(with_broken, workers):
     loader = make_loader(clips, None, 4)
     assert loader.decoders == {}
     list(loader)
-    usual = {"pyav": 5} if clips_module.video.decord is None else {"decord": 4, "pyav": 1}
+    usual = {"indexed": 4, "pyav": 1}
     assert loader.decoders == usual  # five of six videos, though each has two captions
     clips.store = preload(clips, progress=False)
     assert clips.store.decoders == make_loader(clips, None, 4).decoders == usual

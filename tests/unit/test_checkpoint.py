@@ -82,7 +82,7 @@ def test_official_refusals(tmp_path):
     ):
         load_official(state, "xclip", mask_pading=True)
     with pytest.raises(
-        ConfigError, match=r"unknown option 'sim_header' of xclip \(options: agg_module, contr"
+        ConfigError, match=r"unknown option 'sim_header' of xclip \(options: agg_module, backend, contr"
     ):
         load_official(state, "xclip", sim_header="meanP")
     with pytest.raises(ConfigError, match=r"agg_module: 'tightTransf' is not allowed .*meanP, seqLSTM"):

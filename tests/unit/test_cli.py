@@ -24,7 +24,7 @@ from xclip_lab.history import read_history
 from xclip_lab.result import Result
 
 COMMANDS = ["quickstart", "train", "evaluate", "embed", "data", "data check", "data prepare", "data generate"]
-COMMANDS += ["search", "sweep", "runs", "presets"]
+COMMANDS += ["search", "sweep", "runs", "bench", "presets"]
 CLIPS = {"train_clips": 12, "val_clips": 4, "test_clips": 6}
 SIZES = {
     "embed_dim": 8,
@@ -131,6 +131,7 @@ def test_version(capsys):
         ("evaluate nowhere", "no checkpoint in nowhere"),
         ("evaluate --preset xclip-folder-b32 --data.root nowhere", "nowhere does not exist"),
         ("runs nowhere", "no folder nowhere"),
+        ("bench score", "unknown benchmark 'score'; did you mean 'scores'?"),
     ],
 )
 def test_bad_input_is_one_line(words, line, capsys, tmp_path, monkeypatch):
@@ -369,3 +370,12 @@ def test_a_full_disk_under_the_output():
     assert done.stderr.splitlines() == [
         f"xclip-lab: error: {os.strerror(errno.ENOSPC)}; make room or choose another place and start again"
     ]
+
+
+def test_benchmarks_are_listed_and_run(capsys, tmp_path, monkeypatch):
+    assert main(["bench"]) == 0
+    assert "scores" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "aosm", "--batch", "6", "--repeats", "1"]) == 0
+    assert "AOSM, batch 6" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "bench" / "aosm.json").is_file()

@@ -13,6 +13,8 @@ from xclip_lab.config import save_config
 from xclip_lab.grid import cells, load_grid
 from xclip_lab.runs import RunError
 
+TWO = {"preset": "quickstart", "axes": {"optim.lr": [0.1, 0.2]}}
+
 
 def test_every_run_is_a_row_and_a_broken_one_says_so(tmp_path):
     made = cells(
@@ -36,13 +38,18 @@ def test_every_run_is_a_row_and_a_broken_one_says_so(tmp_path):
     (tmp_path / "without_config").mkdir()
     (tmp_path / "without_config" / "failed.txt").write_text("no clips")
     (tmp_path / "tables").mkdir()
+    leave_result(cells(load_grid(TWO), tmp_path / "sweep")[0], 20)
+    save_config(good.config, cells(load_grid(TWO), tmp_path / "sweep")[0].run_dir / "config.yaml")
 
     table = runs.collect(tmp_path)
     rows = table.set_index("run")
-    assert set(rows.index) == {cell.run_dir.name for cell in made} | {"without_config"}
+    [deeper] = [name for name in rows.index if name.startswith("sweep/")]
+    assert set(rows.index) == {cell.run_dir.name for cell in made} | {"without_config", deeper}
+    assert rows.loc[deeper, "t2v/R@1"] == 20.0
     row = rows.loc[good.run_dir.name]
     assert (row["t2v/R@1"], row["t2v/R@1 low"] < 30.0 < row["t2v/R@1 high"]) == (30.0, True)
     assert (row["seconds"], row["peak_memory_mib"]) == (12.5, 900.0)
+    assert row["stamp/intervals.draws"] == 50
     assert (row["stamp/split"], row["preset"], row["head.temperature"]) == ("test", "quickstart", 0.1)
     assert rows.loc[evaluated.run_dir.name, "t2v/R@1"] == 40.0
     assert rows.loc[failed.run_dir.name, "state"] == "failed: the loss is nan"
@@ -55,7 +62,7 @@ def test_every_run_is_a_row_and_a_broken_one_says_so(tmp_path):
 
 
 def test_settings_that_all_runs_share_are_left_out(tmp_path):
-    for cell in cells(load_grid({"preset": "quickstart", "axes": {"optim.lr": [0.1, 0.2]}}), tmp_path):
+    for cell in cells(load_grid(TWO), tmp_path):
         cell.run_dir.mkdir()
         save_config(cell.config, cell.run_dir / "config.yaml")
     table = runs.collect(tmp_path)

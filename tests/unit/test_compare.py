@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from xclip_lab import compare, method_plots
+from xclip_lab.clips import Clip
 from xclip_lab.config import load_config, save_config
+from xclip_lab.datasets import Sample
 from xclip_lab.entries import choose, folder_of, open_clips, open_entries, rows_of
 from xclip_lab.errors import DatasetError, UserError
 from xclip_lab.grid import cells, load_grid
@@ -121,6 +125,33 @@ def test_what_exactly_one_finds_the_most_telling_first():
     assert compare.disagreements(a, a).empty
 
 
+def test_the_figure_shows_what_one_finds_and_what_the_other_puts_first(monkeypatch):
+    """Frames are as bright as their video's number; the first caption of a video stands for it."""
+    samples = [Sample(f"v{row // 2}", f"caption {row}") for row in range(CAPTIONS)]
+    monkeypatch.setattr(
+        method_plots,
+        "read_clip",
+        lambda clips, row: Clip(
+            row, f"v{row // 2}", f"caption {row}", torch.full((2, 3, 4, 4), row // 2), torch.arange(2.0)
+        ),
+    )
+    clips = SimpleNamespace(dataset=SimpleNamespace(samples=samples))
+    two = {"one": result(0.7, 1), "other": result(0.4, 2)}
+    found = compare.disagreements(*two.values())
+    for who, side in zip(two, "ab", strict=True):
+        first = found[found["right"] == side].iloc[0]
+        drawn = method_plots.only_one_finds(clips, two, who)
+        shades = [int(axis.images[0].get_array().max()) for axis in drawn.axes if axis.images]
+        assert [f"v{shade}" for shade in shades[::2]] == [first["video"], first["instead"]]
+        told = " ".join(text.get_text() for axis in drawn.axes for text in axis.texts)
+        told += " ".join(text.get_text() for text in drawn.texts)
+        missed = max(first["rank_a"], first["rank_b"])
+        assert first["caption"] in told
+        assert f"rank 1 in {who}, rank {missed} in {next(name for name in two if name != who)}" in told
+        assert method_plots.only_one_finds(None, two, who) is None
+    assert method_plots.only_one_finds(clips, {"a": two["one"], "b": two["one"]}, "a") is None
+
+
 def test_a_tie_is_a_miss_and_what_ties_stands_instead():
     one = result(0.7, 1)
     similarity, other = one.similarity.copy(), CAPTIONS // 2 - 1
@@ -220,6 +251,9 @@ def test_the_grid_of_methods_is_that_of_the_presets(tmp_path):
         wanted = load_config(f"quickstart-{preset}".rstrip("-"), {**grid.overrides, "seed": cell.config.seed})
         assert dataclasses.replace(wanted, preset="quickstart") == cell.config
     assert [len(folders) for folders in rows_of(every).values()] == [2] * 9
+    contrasts = rows_of(cells(load_grid("xclip-contrasts"), tmp_path))
+    assert [len(folders) for folders in contrasts.values()] == [2] * 18  # trained towers are another model
+    assert "SV, towers trained" in contrasts
 
 
 def every_pair_of(count: int) -> pd.DataFrame:

@@ -241,7 +241,7 @@ def test_a_run_of_two_processes_is_that_of_one(processes, tmp_path, overrides):
     assert other == found
     assert found["steps"] == alone["steps"] == 4
     assert found["stamp"] == pytest.approx(alone["stamp"])
-    clocks = {"seconds", "pairs_per_second"}
+    clocks = {"seconds", "pairs_per_second", "wait"}
     for row, expected in zip(found["history"], alone["history"], strict=True):
         assert row.keys() == expected.keys()
         for key in row.keys() - clocks:

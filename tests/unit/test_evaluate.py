@@ -20,8 +20,8 @@ from xclip_lab.checkpoint import load_model, save_model
 from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import RunConfig, load_config, save_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
-from xclip_lab.errors import CheckpointError, DatasetError, UserError
-from xclip_lab.evaluation import encode_texts, evaluate, score, video_clusters
+from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, UserError
+from xclip_lab.evaluation import encode_texts, evaluate, rank_in_blocks, score, video_clusters
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
 from xclip_lab.model import Origin, RetrievalModel, create_model
 from xclip_lab.result import Result, ResultError
@@ -296,7 +296,7 @@ def test_the_stamp_says_how_it_came_about(result):
     assert (stamp["sampler"], stamp["max_frames"], stamp["max_words"]) == ("uniform", 4, 8)
     assert (stamp["dtype"], stamp["device"], stamp["missing_videos"]) == ("float32", "cpu", [])
     assert torch.__version__.startswith(stamp["versions"]["torch"])
-    assert stamp["decoders"] == {"decord": 5}
+    assert stamp["decoders"] == {"indexed": 5}
     assert stamp["intervals"] == {"draws": 50, "clusters": "video"}
 
 
@@ -441,3 +441,45 @@ def test_without_a_config_frames_are_taken_as_in_training(dataset, tmp_path):
     (checkpoint / "stamp.json").write_text("")
     with pytest.raises(CheckpointError, match=r"stamp.json is damaged"):
         load_model(tmp_path)
+
+
+def test_scores_on_the_disk_are_those_in_memory(model, dataset, result):
+    found = evaluate(model, dataset, configured(evaluation__similarity="disk"), progress=False)
+    assert isinstance(found.similarity, np.memmap)
+    assert np.array_equal(found.similarity, result.similarity)
+    assert found.metrics == result.metrics
+
+
+def test_a_disk_that_does_not_take_the_scores(model, dataset, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(DatasetError, match=r"/nowhere: .* evaluation.similarity=memory"):
+        evaluate(model, dataset, configured(evaluation__similarity="disk"), progress=False)
+
+
+def test_the_backend_is_chosen_and_stamped(model, dataset, result):
+    assert result.stamp["backend"] == "blocked"
+    found = evaluate(model, dataset, configured(), backend="formula", progress=False)
+    assert found.stamp["backend"] == "formula"
+    np.testing.assert_allclose(found.similarity, result.similarity, rtol=1e-4, atol=1e-4)
+    assert model.head.config.backend == "auto"
+    with pytest.raises(ConfigError, match="backend: 'fast' is not one of auto, formula, blocked, triton"):
+        evaluate(model, dataset, configured(), backend="fast", progress=False)
+
+
+def test_ranks_in_blocks_are_those_of_the_whole(model, monkeypatch):
+    monkeypatch.setattr("xclip_lab.evaluation._TEXTS", 4)
+    text, video, index = random_features(0, 11, 8), random_features(1, 7, 4), np.arange(11) % 7
+    found = rank_in_blocks(model, text, video, index, keep=2)
+    whole = score(model, text, video)
+    for side, expected in ranks(whole, index).items():
+        assert np.array_equal(found.ranks()[side], expected)
+    assert np.array_equal(found.top, whole.topk(2).indices)
+
+
+def test_a_block_that_does_not_fit_is_one_line(model, monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(model, "similarity", full)
+    with pytest.raises(ConfigError, match=r"evaluation.block_size: 8 texts x 8 videos .* try 2"):
+        score(model, random_features(0, 11, 8), random_features(1, 9, 4), block_size=8)

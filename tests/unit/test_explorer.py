@@ -17,7 +17,7 @@ from xclip_lab.checkpoint import save_model
 from xclip_lab.config import save_config
 from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.explorer import Explorer, Settings, open_gallery, rescored, trained_settings, view
-from xclip_lab.explorer.gallery import Thumbnails
+from xclip_lab.explorer.gallery import Film, Gallery
 from xclip_lab.features import embed
 from xclip_lab.heads.xclip import CONTRASTS
 from xclip_lab.runs import prepare_data
@@ -155,7 +155,7 @@ def test_a_head_without_aosm_shows_what_it_has(config, dataset, preset, matrix):
     assert (found.matrix is not None) == matrix
     assert "has no AOSM" in found.note
     assert found.logit == pytest.approx(float(gallery.scores(QUERY, settings)[1]), rel=1e-4, abs=1e-5)
-    assert "(d)" in view.detail("its caption", found, gallery.thumbnails[1])
+    assert "(d)" in view.detail("its caption", found, gallery.film(video))
 
 
 def test_stored_features_give_the_same_and_a_file_that_is_gone_is_told(config, dataset, gallery, tmp_path):
@@ -170,13 +170,19 @@ def test_stored_features_give_the_same_and_a_file_that_is_gone_is_told(config, d
     settings = trained_settings(gallery.model)
     np.testing.assert_allclose(stored.scores(QUERY, settings), gallery.scores(QUERY, settings), rtol=1e-4)
     assert "xl-none" in view.result_row(stored, gone, 1, 0.0, False, False)
-    shown = view.detail("", stored.detail(QUERY, gone, settings), stored.thumbnails[4])
+    shown = view.detail("", stored.detail(QUERY, gone, settings), stored.film(gone))
     assert "its frames are not shown" in shown
+    assert list(stored.films) == [gone]  # nothing is decoded before it is shown
+    other = dataset.videos[2]
+    np.testing.assert_array_equal(stored.film(other).pixels(), gallery.film(other).pixels())
+    assert stored.missed == gallery.missed
+    (root / "videos" / f"{dataset.videos[3]}.mp4").write_bytes(b"no video")
+    assert f"{dataset.videos[3]}.mp4: PyAV" in stored.film(dataset.videos[3]).reason
 
     decoded = dataclasses.replace(moved, data=dataclasses.replace(data, features=None))
     left = open_gallery("left", gallery.model, study.open_split(decoded, "test"), decoded)
     assert gone not in left.column
-    assert list(left.broken) == [gone]
+    assert list(left.broken) == [dataset.videos[3], gone]
     shutil.rmtree(root / "videos")
     with pytest.raises(DatasetError, match="no video can be read"):
         open_gallery("none", gallery.model, study.open_split(decoded, "test"), decoded)
@@ -185,14 +191,15 @@ def test_stored_features_give_the_same_and_a_file_that_is_gone_is_told(config, d
 def test_a_matrix_shows_its_values_where_they_stand(gallery):
     video = gallery.dataset.videos[0]
     found = gallery.detail("a <b>red</b> circle", video, trained_settings(gallery.model))
-    small = gallery.thumbnails[0]
-    shown = view.detail('"quoted" & <i>', found, small)
+    film = gallery.film(video)
+    shown = view.detail('"quoted" & <i>', found, film)
     first, *others = shown.split('<div class="xl-map"')[1:]
     values = [float(value) for value in re.findall(r's: (-?[\d.]+)"></td>', first)]
     np.testing.assert_allclose(values, found.matrix.ravel(), atol=6e-5)
     assert len(others) == 2
     for table in (first, *others):
-        assert table.count("<img") == found.matrix.shape[1] == len(small.files)
+        assert f"<th colspan={found.matrix.shape[1]}><img" in table
+    assert film.pixels().shape[0] == found.matrix.shape[1]
     assert "<i>" not in shown.replace("<i style", "")
     assert "&quot;quoted&quot;" in shown
     assert "<b>red" not in shown
@@ -203,9 +210,8 @@ def test_large_frames_become_small(config, dataset):
         "quickstart", {"data.root": config.data.root, "towers.architecture.image_size": 160}, smoke=True
     )
     gallery = open_gallery("larger", create_model(larger).eval(), dataset, larger)
-    assert gallery.thumbnails[0].pixels().shape[1:] == (3, 112, 112)
-    assert all(address.startswith("data:image/jpeg") for address in gallery.thumbnails[0].addresses)
-    assert Thumbnails((b"",), np.array([np.nan]), "gone").pixels().shape == (1, 3, 112, 112)
+    assert gallery.film(dataset.videos[0]).pixels().shape[1:] == (3, 112, 112)
+    assert Film(b"", b"", np.array([np.nan]), "gone").pixels().shape == (1, 3, 112, 112)
 
 
 def test_asking_choosing_and_setting(explorer, gallery):
@@ -335,6 +341,18 @@ def test_a_run_whose_data_are_gone_is_told(root, tmp_path):
     save_config(config, runs / "one" / "config.yaml")
     assert "nowhere" in told(Explorer(runs / "one", root=runs))
     assert "needs a config" in told(Explorer(root=runs))
+
+
+def test_a_fault_of_the_explorers_own_is_told_and_not_hidden(explorer, monkeypatch):
+    monkeypatch.setattr(Gallery, "scores", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        explorer.query.value = QUERY
+    assert "please report it: ZeroDivisionError" in told(explorer)
+
+
+def test_two_columns_of_one_name_are_saved_apart(explorer):
+    explorer.beside_box.value = explorer.run_box.value
+    assert len(explorer.figures()) == 4
 
 
 def test_figures_and_settings_are_saved_and_it_says_where(explorer, tmp_path):

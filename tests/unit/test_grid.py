@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from xclip_lab.errors import ConfigError
 from xclip_lab.grid import GridError, cells, grid_names, load_grid
 from xclip_lab.published import ablation
 from xclip_lab.runs import config_hash
@@ -21,13 +22,12 @@ def test_a_grid_of_the_package_is_whole(name):
     assert len({cell.run_dir for cell in made}) == len(made) == len(grid.rows) > 1
     assert all((cell.base is None) == (grid.towers is None) for cell in made)
     if grid.published:
-        official = cells(load_grid(name, grid.published["preset"], [0]), "runs")
+        official = cells(load_grid(name, grid.published.preset, [0]), "runs")
         assert len({cell.run_dir for cell in official}) == len(official) == len(grid.rows)
         assert all(cell.base is None and cell.config.data.dataset == "msrvtt" for cell in official)
-        stated = grid.published.get("models", ())
-        assert grid.rows.keys() >= set(stated)
-    if "ablation" in grid.published:
-        stated = ablation(grid.published["ablation"]).rows
+        assert grid.rows.keys() >= grid.published.models.keys()
+    if grid.published and grid.published.ablation:
+        stated = ablation(grid.published.ablation).rows
         assert grid.rows.keys() == {row for row in stated if not row.endswith("-b16")}
 
 
@@ -93,13 +93,28 @@ def test_a_file_is_a_grid_and_the_call_overrides_it(tmp_path):
         ({**OWN, "axes": {"head.temperature": 0.1}}, "axis head.temperature is neither a list"),
         ({**OWN, "towers": {"preset": "quickstart-meanP", "also_trained": ["0.1 / 9"]}}, "no row '0.1 / 9'"),
         ({**OWN, "towers": {"preset": "quickstart-meanP", "frozen": True}}, "unknown key 'frozen'"),
-        ({**OWN, "seeds": []}, "leave nothing to run"),
+        ({**OWN, "towers": "quickstart-meanP"}, "'quickstart-meanP' are no keys"),
+        ({**OWN, "towers": {"overrides": {}}}, "towers: preset is missing"),
+        ({**OWN, "seeds": []}, "name one or more"),
+        ({**OWN, "seeds": [1, 1]}, "each once"),
+        ({**OWN, "seeds": 3}, "seeds: 3 is not a list"),
+        ({**OWN, "seeds": [-1]}, "seeds: -1 is not allowed"),
+        ({**OWN, "repeats": 2.5}, "repeats: 2.5 is not allowed"),
+        ({**OWN, "overrides": [1]}, "are no keys with values"),
+        ({**OWN, "of_preset": 3}, "of_preset: 3 are no keys"),
+        ({**OWN, "axes": ["head.temperature"]}, "axes: .* are no keys"),
+        ({**OWN, "axes": {"seed": [0, 1]}}, "axis seed sets seed, which seeds sets"),
+        ({**OWN, "axes": OWN["axes"] | {"a": {"x": {"head.temperature": 1}}}}, "which axis head.temperature"),
+        ({**OWN, "published": {"preset": "xclip"}}, "no preset 'xclip'"),
+        ({**OWN, "published": {"preset": "xclip-msrvtt-b32", "ablation": "x"}}, "no published ablation 'x'"),
+        ({**OWN, "title": ["no text"]}, "title: .* is not allowed"),
     ],
     ids=str,
 )
 def test_what_is_wrong_is_named(grid, told):
-    with pytest.raises(GridError, match=told.replace("'", ".")):
+    with pytest.raises(ConfigError, match=told.replace("'", ".")) as caught:
         load_grid(grid)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_varies_cannot_be_overridden_and_a_bad_value_names_its_row(tmp_path):

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from xclip_lab import metrics
 from xclip_lab.errors import UserError
-from xclip_lab.metrics import MetricError, metrics_of, rank_entries, ranks, retrieval_metrics
+from xclip_lab.metrics import (
+    BlockedRanks,
+    MetricError,
+    metrics_of,
+    rank_entries,
+    ranks,
+    retrieval_metrics,
+)
 
 TIES = ("pessimistic", "optimistic", "mean", "official")
 
@@ -205,3 +212,27 @@ def test_rsum_and_recalls(values):
     assert found["Rsum"] == found["R@1"] + found["R@5"] + found["R@10"]
     assert found["R@1"] <= found["R@5"] <= found["R@10"] <= found["R@50"] <= 100
     assert found["R@5"] == pytest.approx(100 * np.mean(np.array(values) <= 5))
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean", "official"])
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_ranks_of_blocks_are_those_of_the_whole(ties, rows):
+    generator = np.random.default_rng(0)
+    similarity = generator.integers(0, 6, (60, 25)).astype(np.float32)  # many ties
+    index = generator.integers(0, 25, 60)
+    found = BlockedRanks(index, 25, ties, keep=3)
+    for start in range(0, 60, rows):
+        found.add(similarity[start : start + rows])
+    for side, expected in ranks(similarity, index, ties).items():
+        assert np.array_equal(found.ranks()[side], expected)
+    best = np.take_along_axis(similarity, found.top, 1)
+    assert np.array_equal(best, -np.sort(-similarity, axis=1)[:, :3])
+
+
+def test_ranks_of_blocks_name_what_is_wrong():
+    found = BlockedRanks([0, 1, 0], 2)
+    found.add([[0.1, 0.2]])
+    with pytest.raises(MetricError, match="1 of 3 rows"):
+        found.ranks()
+    with pytest.raises(MetricError, match="NaN at row 2, column 0"):
+        found.add([[0.1, 0.2], [np.nan, 0.1]])

@@ -175,6 +175,12 @@ def test_a_stop_in_the_middle_goes_on(opened, monkeypatch):
     assert library.embedded < len(library) == 3
 
 
+def test_each_of_equal_broken_files_is_named(opened, folder):
+    shutil.copy(folder / "notes.mp4", folder / "more" / "again.mp4")
+    for name, reason in opened().broken.items():
+        assert str(folder / name) in reason
+
+
 def test_bad_queries_are_refused_in_a_line(opened):
     library = opened()
     for query, told in {

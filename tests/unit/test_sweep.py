@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -117,25 +116,6 @@ def test_a_lost_process_frees_its_gpu():
     assert outcomes[2].value == "4"
     with pytest.raises(ConfigError, match="workers: 0"):
         local(0)
-
-
-def test_processes_end_with_their_parent(tmp_path):
-    """After a kill of the sweep nothing holds its runs."""
-    pid_file = tmp_path / "pid"
-    code = (
-        "from tests.unit.in_processes import write_pid_and_wait; from xclip_lab.executors import local; "
-        f"list(local(1, [])(write_pid_and_wait, [{str(pid_file)!r}]))"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    wait_until(pid_file.exists, 60)
-    worker = int(pid_file.read_text())
-    parent.kill()
-    parent.wait()
-    wait_until(lambda: not Path(f"/proc/{worker}/cmdline").exists() or is_zombie(worker), 10)
-
-
-def is_zombie(pid: int) -> bool:
-    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
 
 
 SBATCH = """#!{python}

@@ -36,13 +36,14 @@ from tests.unit.training import (
     train_tiny,
 )
 from xclip_lab import clips, load_config, load_model, train
-from xclip_lab.batching import epoch_order, make_loader
+from xclip_lab.batching import Loader, epoch_order, make_loader
 from xclip_lab.clips import ClipDataset, FrameStore
 from xclip_lab.config import to_dict
 from xclip_lab.errors import ConfigError, TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.model import RetrievalModel
 from xclip_lab.resume import run_lock
+from xclip_lab.step import Stepper
 from xclip_lab.train import fit
 
 
@@ -80,10 +81,29 @@ def test_history_has_each_step_once_with_its_parts(run):
     assert [row["epoch"] for row in run.history] == [1] * 5 + [2] * 5
     for row in run.history:
         assert row["loss"] == pytest.approx(row["contrastive_loss"])
-        assert {"lr", "logit_scale", "grad_norm", "seconds", "pairs_per_second"} <= set(row)
+        assert {"lr", "logit_scale", "grad_norm", "seconds", "pairs_per_second", "wait"} <= set(row)
     board = EventAccumulator(str(run.run_dir / "tensorboard")).Reload()
     losses = [event.value for event in board.Scalars("train/loss")]
     assert losses == pytest.approx([row["loss"] for row in run.history])
+
+
+def test_the_share_of_an_epoch_that_waits_for_data_is_recorded(tmp_path, monkeypatch):
+    clock = [0.0]
+    read, make = Loader.in_place, Stepper.make
+
+    def reads(self):
+        for batch in read(self):
+            clock[0] += 3
+            yield batch
+
+    def steps(self, *given):
+        clock[0] += 1
+        return make(self, *given)
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Loader, "in_place", reads)
+    monkeypatch.setattr(Stepper, "make", steps)
+    assert [row["wait"] for row in train_tiny(tmp_path / "run").history] == [0.75] * STEPS
 
 
 def test_without_validation_the_last_is_the_best(run):

@@ -45,19 +45,21 @@ def test_both_decoders_give_the_same_pixels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "decoder"), [("a.mp4", "libx264", "decord"), ("a.gif", "gif", "pyav")]
+    ("name", "codec", "decoder"),
+    [("a.mp4", "libx264", "indexed"), ("a.mp4", "mpeg4", "decord"), ("a.gif", "gif", "pyav")],
 )
 def test_the_decoder_is_told(tmp_path, monkeypatch, name, codec, decoder):
     path = write_video(tmp_path / name, 5, codec=codec)
     if video.decord is not None:
         assert video.read_frames_and_decoder(path)[1] == decoder
     monkeypatch.setattr(video, "decord", None)
-    assert video.read_frames_and_decoder(path)[1] == "pyav"
+    without = "pyav" if decoder == "decord" else decoder
+    assert video.read_frames_and_decoder(path)[1] == without
 
 
 def test_without_decord_pyav_reads_everything(tmp_path):
     """In a process in which decord cannot be imported, as on a platform that it is not built for."""
-    whole = write_video(tmp_path / "a.mp4", 40, options={"g": "12", "bf": "2"})
+    whole = write_video(tmp_path / "a.mp4", 40, codec="mpeg4", options={"g": "12", "bf": "2"})
     broken = damage(write_video(tmp_path / "b.mp4", 120, options={"g": "20"}), 0.42, 0.46)
     script = """
 import sys

@@ -104,7 +104,7 @@ def train_tiny(run_dir: Path, overrides: dict | None = None, **settings) -> FitR
 def outcome(run_dir: Path) -> dict:
     """All of a run that must not depend on whether it was interrupted."""
     state = torch.load(run_dir / "checkpoints/last/training.pt", weights_only=True)
-    clocks = ("seconds", "pairs_per_second")
+    clocks = ("seconds", "pairs_per_second", "wait")
     rows = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
     return {
         "weights": resume.load_file(run_dir / "checkpoints/last/model.safetensors"),

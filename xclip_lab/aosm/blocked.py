@@ -2,7 +2,7 @@
 
 The features are all that is saved; the backward makes each tile's similarities again. A tile is laid out
 `[texts, words, frames, videos]`: with the videos innermost every reduction adds whole vectors, and a tile
-fits the cache of a core. The temperature goes into the words once, so that within a tile it is 1. The
+fits the cache of a core. The temperature goes into the features once, so that within a tile it is 1. The
 definition is `formula.py`.
 """
 
@@ -23,7 +23,7 @@ from xclip_lab.parallel import in_threads, workers_on
 
 _CACHE = 400_000  # numbers of a tile on the CPU, 1.6 MB
 _DEVICE = 2**25  # and elsewhere
-_VIDEOS = 128  # of a tile at most: enough for long vectors
+_VIDEOS = 64  # of a tile at most: enough for long vectors
 
 Masks = tuple[Tensor | None, Tensor | None]
 
@@ -139,7 +139,11 @@ def _tiled(
     column_mask: Tensor | None,
 ) -> Tensor:
     precision = torch.promote_types(rows.dtype, torch.float32)
-    rows, columns = rows.to(precision) / temperature, columns.to(precision)
+    rows, columns = rows.to(precision), columns.to(precision)
+    if columns.numel() < rows.numel():  # the smaller is the quicker to scale
+        columns = columns / temperature
+    else:
+        rows = rows / temperature
     if row_mask is not None:  # a padded score is 0 and has no gradient
         rows = rows * row_mask[..., None]
     if column_mask is not None:

@@ -132,7 +132,10 @@ def _second(first: _First, matrices: Sequence[Tensor], masks: Masks) -> tuple[_A
 
 def _mix(matrix: Tensor, scores: Tensor) -> Tensor:
     """`matrix [N, N]` times `scores [..., N, m]`; the identity, as which all of them start, costs nothing."""
-    return scores if _is_identity(matrix) else torch.matmul(matrix, scores)
+    if _is_identity(matrix):
+        return scores
+    flat = scores.flatten(0, -3)
+    return torch.bmm(matrix.expand(len(flat), -1, -1), flat).view_as(scores)  # matmul would copy the scores
 
 
 def _over_words(matrix: Tensor, scores: Tensor) -> Tensor:

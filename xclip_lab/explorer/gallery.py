@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -15,19 +15,22 @@ from torch.nn.functional import interpolate
 from xclip_lab import text
 from xclip_lab.attention import Explanation, check_explainable, explain_features, recorded
 from xclip_lab.batching import Batch, make_loader
-from xclip_lab.clips import Clip, ClipDataset
+from xclip_lab.clips import BrokenClip, Clip, ClipDataset
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.errors import ConfigError, DatasetError, UserError
-from xclip_lab.evaluation import encode_texts, encode_videos, score
+from xclip_lab.evaluation import encode, encode_texts, encode_videos, score
 from xclip_lab.explorer.settings import Settings, rescored
+from xclip_lab.features import left_out
 from xclip_lab.metrics import ranks
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.result import count_and_first
 from xclip_lab.tokens import TokenSet
 
 SIDE = 112
-"""Of a thumbnail, in pixels, at the most."""
+"""Of a small frame, in pixels, at the most."""
+SHORT = 6
+"""Frames of a video in a ranking, at the most; a look inside shows all."""
 _QUALITY = 85
 _VIDEOS = 1024  # scored at once with one text
 _MATRIX = "head.word_frame_similarity"
@@ -38,26 +41,31 @@ class QueryError(UserError):
 
 
 @dataclass(frozen=True)
-class Thumbnails:
-    """The frames of a video that a model sees, small: JPEG files and their times in seconds `[F]`.
+class Film:
+    """The frames of a video that a model sees, small and side by side.
 
-    `reason` says why there are none: the files are empty then and the times NaN.
+    Attributes:
+        file: all F frames as one JPEG file, empty where they cannot be read. short: at most `SHORT` of them,
+            evenly spaced, with a gap between them. timestamps: `[F]` seconds, NaN without a file.
+        reason: why there is no file.
     """
 
-    files: tuple[bytes, ...]
+    file: bytes = field(repr=False)
+    short: bytes = field(repr=False)
     timestamps: np.ndarray
     reason: str = ""
 
-    @cached_property
-    def addresses(self) -> list[str]:
-        """The frames as `data:` addresses; of a video that cannot be read one empty address a frame."""
-        return [f"data:image/jpeg;base64,{b64encode(file).decode()}" if file else "" for file in self.files]
-
     def pixels(self) -> torch.Tensor:
         """uint8 `[F, 3, S, S]`; grey where there is no file."""
-        grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
-        frames = [simplejpeg.decode_jpeg(file) if file else grey for file in self.files]
-        return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        count = len(self.timestamps)
+        if not self.file:
+            return torch.full((count, 3, SIDE, SIDE), 128, dtype=torch.uint8)
+        return (
+            torch.from_numpy(simplejpeg.decode_jpeg(self.file))
+            .permute(2, 0, 1)
+            .unflatten(2, (count, -1))
+            .movedim(2, 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,15 +94,18 @@ class Gallery:
 
     Attributes:
         name: what the run is called. dataset: the captions and videos. video: their features, on the CPU.
-        thumbnails: by video, in the order of `dataset.videos`. broken: video id to why it was left out.
+        clips: of the whole split, for frames that were not decoded yet. config: whose these are.
+        broken: video id to why it was left out. films: by video id, those that are there.
     """
 
     name: str
     model: RetrievalModel
     dataset: VideoTextDataset
     video: TokenSet = field(repr=False)
-    thumbnails: list[Thumbnails] = field(repr=False)
+    clips: ClipDataset = field(repr=False)
+    config: RunConfig = field(repr=False)
     broken: dict[str, str]
+    films: dict[str, Film] = field(repr=False)
     _encoded: dict[str, TokenSet] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -116,9 +127,32 @@ class Gallery:
     def missed(self) -> set[str]:
         """The captions of the split that the run, with its own settings, does not rank first."""
         captions = [sample.caption for sample in self.dataset.samples]
-        similarity = score(self.model, encode_texts(self.model, captions), self.video)
+        texts = (
+            encode_texts(self.model, captions, self.config.evaluation.batch_size)
+            if self.config.data.features is None
+            else encode(self.model, self.clips.dataset, self.config).text
+        )
+        similarity = score(self.model, texts, self.video, self.config.evaluation.block_size)
         found = ranks(similarity, self.dataset.text_to_video)["t2v"]
         return {caption for caption, rank in zip(captions, found, strict=True) if rank > 1}
+
+    def film(self, video: str) -> Film:
+        """The frames of a video, decoded when they are first asked."""
+        if video not in self.films:
+            clip = self.clips[self._place[video]]
+            count = int(self.video.mask[self.column[video]].sum())
+            if isinstance(clip, Clip) and len(clip.pixels) == count:
+                self.films[video] = _film(clip.pixels, clip.timestamps)
+            else:
+                reason = f"{video} has other frames than when its features were stored"
+                if not isinstance(clip, Clip):
+                    reason = clip.reason if isinstance(clip, BrokenClip) else str(clip)
+                self.films[video] = Film(b"", b"", np.full(count, np.nan, np.float32), reason)
+        return self.films[video]
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {sample.video_id: place for place, sample in enumerate(self.clips.samples)}
 
     def scores(self, query: str, settings: Settings) -> np.ndarray:
         """`[V]`: `model.similarity` of the query with every video, under the settings.
@@ -149,9 +183,8 @@ class Gallery:
 
     def clip(self, query: str, video: str) -> Clip:
         """The query with the small frames of a video."""
-        place = self.column[video]
-        small = self.thumbnails[place]
-        return Clip(place, video, query, small.pixels(), torch.from_numpy(small.timestamps))
+        film = self.film(video)
+        return Clip(self.column[video], video, query, film.pixels(), torch.from_numpy(film.timestamps))
 
     def explain(self, query: str, video: str, settings: Settings) -> Explanation:
         """`attention.explain` of the query with a video, under the settings.
@@ -159,13 +192,13 @@ class Gallery:
         Raises:
             ConfigError: a head without AOSM, or with `frame-word` left out.
         """
-        device = self.model.logit_scale.device
-        place = self.column[video]
-        encoded = self._text(query).to(device)
         with rescored(self.model, settings):
-            return explain_features(
-                self.model, self.clip(query, video), encoded, self.video[place : place + 1].to(device)
-            )
+            return explain_features(self.model, self.clip(query, video), *self._pair(query, video))
+
+    def _pair(self, query: str, video: str) -> tuple[TokenSet, TokenSet]:
+        """The features of a query and of a video, where the model is."""
+        device, place = self.model.logit_scale.device, self.column[video]
+        return self._text(query).to(device), self.video[place : place + 1].to(device)
 
     def detail(self, query: str, video: str, settings: Settings) -> Detail:
         """What the logit of the query with a video is made of, for any head."""
@@ -187,9 +220,7 @@ class Gallery:
 
     def _other_detail(self, query: str, video: str, settings: Settings, tokens: list[str]) -> Detail:
         """Of a head without AOSM: its word x frame matrix, where it has one, and the scores inside."""
-        device, place = self.model.logit_scale.device, self.column[video]
-        encoded = self._text(query).to(device)
-        own = self.video[place : place + 1].to(device)
+        encoded, own = self._pair(query, video)
         with rescored(self.model, settings), recorded(self.model) as cache:
             logit = self.model.similarity(encoded, own).item()
         matrix = (
@@ -237,10 +268,10 @@ def open_gallery(
     config: RunConfig,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Gallery:
-    """Encode the videos of a split, once, and keep small frames of them.
+    """Encode the videos of a split, once; what cannot be read is left out.
 
-    What cannot be read is left out. With `data.features` the features come from there, and a video whose file
-    is gone stays, without its frames. `data.store` spares decoding the next time.
+    With `data.features` the features come from there and no video is decoded before it is shown; one whose
+    file is gone stays, without its frames. Else small frames are kept of what is decoded.
 
     Args:
         progress: told the share that is done, 0 to 1.
@@ -249,59 +280,60 @@ def open_gallery(
         DatasetError: no video can be read. ConfigError: features of other towers, frames or captions.
     """
     config = config.with_model(model.config)
-    stored = config.data.features is not None
     pixels = replace(config, data=replace(config.data, on_error="skip", features=None))
     clips = ClipDataset(dataset, pixels, unique_videos=True, image_size=model.image_size)
+    if config.data.features is not None:
+        evaluation = replace(config.evaluation, allow_missing=len(dataset.videos))
+        config = replace(config, evaluation=evaluation)
+        stored = encode_videos(model, dataset, config)
+        reasons = left_out(Path(str(config.data.features)) / dataset.split) if stored.missing else {}
+        return Gallery(name, model, stored.dataset, stored.video, clips, config, reasons, {})
     loader = make_loader(clips, None, int(config.evaluation.batch_size))
-    small: dict[str, Thumbnails] = {}
+    films: dict[str, Film] = {}
     parts = []
     with evaluating(model):
         for number, batch in enumerate(loader.in_place(), 1):
             if batch is not None:
-                small |= _thumbnails(batch)
+                films |= _films(batch)
                 given = batch.to(model.logit_scale.device)
-                if not stored:
-                    parts.append(model.encode_video(given.video, given.video_mask).to("cpu"))
+                parts.append(model.encode_video(given.video, given.video_mask).to("cpu"))
             progress(number / len(loader))
-    if not stored and not parts:
+    if not parts:
         reason = next(iter(loader.broken.values()), "it has no captions")
         raise DatasetError(f"{dataset.name} / {dataset.split}: no video can be read: {reason}")
-    if stored:
-        encoded = encode_videos(model, dataset, config)
-        video, kept = encoded.video, encoded.dataset
-    else:
-        rows = [row for row, sample in enumerate(dataset.samples) if sample.video_id in small]
-        groups = None if dataset.groups is None else dataset.groups[rows]
-        kept = replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
-        video = TokenSet.cat(parts)
-    thumbnails = [
-        small.get(video_id) or _nothing(int(mask.sum()), loader.broken[video_id])
-        for video_id, mask in zip(kept.videos, video.mask, strict=True)
-    ]
-    return Gallery(name, model, kept, video, thumbnails, loader.broken)
+    rows = [row for row, sample in enumerate(dataset.samples) if sample.video_id in films]
+    groups = None if dataset.groups is None else dataset.groups[rows]
+    kept = replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
+    return Gallery(name, model, kept, TokenSet.cat(parts), clips, config, loader.broken, films)
 
 
-def _thumbnails(batch: Batch) -> dict[str, Thumbnails]:
-    """Small frames of a batch's videos, without padding."""
+def _films(batch: Batch) -> dict[str, Film]:
+    """The films of a batch's videos, without padding."""
     assert batch.video_ids is not None  # a loader fills it, and the timestamps
     assert batch.timestamps is not None
-    found = {}
-    for pixels, mask, times, video in zip(
-        batch.video, batch.video_mask, batch.timestamps, batch.video_ids, strict=True
-    ):
-        frames = pixels[: int(mask.sum())]
-        if frames.shape[-1] > SIDE:
-            frames = interpolate(frames.float(), size=(SIDE, SIDE), mode="area").round().byte()
-        files = [
-            simplejpeg.encode_jpeg(np.ascontiguousarray(frame), _QUALITY, colorspace="RGB")
-            for frame in frames.permute(0, 2, 3, 1).numpy()
-        ]
-        found[video] = Thumbnails(tuple(files), times[: len(files)].numpy())
-    return found
+    counts = batch.video_mask.sum(1).tolist()
+    return {
+        video: _film(pixels[:count], times[:count])
+        for video, pixels, times, count in zip(
+            batch.video_ids, batch.video, batch.timestamps, counts, strict=True
+        )
+    }
 
 
-def _nothing(frames: int, reason: str) -> Thumbnails:
-    return Thumbnails((b"",) * frames, np.full(frames, np.nan, np.float32), reason)
+def _film(pixels: torch.Tensor, timestamps: torch.Tensor) -> Film:
+    """Of frames uint8 `[F, 3, S, S]`."""
+    if pixels.shape[-1] > SIDE:
+        pixels = interpolate(pixels.float(), size=(SIDE, SIDE), mode="area").round().byte()
+    frames = pixels.permute(0, 2, 3, 1).numpy()
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(SHORT, len(frames))).round().astype(int))
+    gap = max(1, frames.shape[1] // 28)
+    apart = np.pad(frames[chosen], ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return Film(_jpeg(frames), _jpeg(apart), timestamps.numpy())
+
+
+def _jpeg(frames: np.ndarray) -> bytes:
+    """Frames `[F, H, W, 3]` side by side."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(np.concatenate(frames, 1)), _QUALITY, colorspace="RGB")
 
 
 def _tokens(query: str, max_words: int) -> list[str]:

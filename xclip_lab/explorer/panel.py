@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import wraps
 from html import escape
@@ -29,17 +30,21 @@ def told(action: Callable[..., Any]) -> Callable[..., Any]:
         self.message.value = ""
         try:
             return action(self, *args)
-        except UserError as error:
-            self.message.value = view.message(one_line(error))
-        except OSError as error:
-            self.message.value = view.message(f"{error.filename}: {error.strerror}; {disk_remedy(error)}")
+        except Exception as error:
+            self.message.value = view.message(reason(error))
+            if not isinstance(error, UserError | OSError):
+                raise
 
     return call
 
 
-def one_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An error as it stands in a message."""
-    return " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}; {disk_remedy(error)}"
+    return f"a fault of the explorer's own, please report it: {type(error).__name__}: {error}"
 
 
 class Panel(ipw.VBox):
@@ -118,7 +123,11 @@ class Panel(ipw.VBox):
     def _place(self, settings: Settings) -> None:
         changed, self.changed = self.changed, lambda _: None
         try:
-            self.temperature.value = settings.temperature or self.temperature.value
+            if settings.temperature is not None:
+                exponent = math.log10(settings.temperature)
+                self.temperature.min = min(self.temperature.min, exponent)
+                self.temperature.max = max(self.temperature.max, exponent)
+                self.temperature.value = settings.temperature
             for name, weight in settings.weights.items():
                 self.weights[name].value = weight
         finally:
@@ -159,9 +168,9 @@ class Panel(ipw.VBox):
         if chosen not in gallery.column:
             return view.message(f"{chosen} is not among the videos of this run", True)
         found = gallery.detail(query, chosen, self.settings)
-        small = gallery.thumbnails[gallery.column[chosen]]
+        film = gallery.film(chosen)
         of_pair = truth.get(chosen) if gallery.own_video.get(query) == chosen else None
-        return view.detail(gallery.captions[chosen], found, small, view.own_frames(found, of_pair, small))
+        return view.detail(gallery.captions[chosen], found, film, view.own_frames(found, of_pair, film))
 
 
 def _left_out(gallery: Gallery) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
+from base64 import b64encode
+from functools import cache, partial
 from html import escape
+from math import ceil
 
 import matplotlib as mpl
 import numpy as np
@@ -12,12 +14,11 @@ from matplotlib.figure import Figure
 
 from xclip_lab import plots
 from xclip_lab.drawing import DARK, MIDDLE, SIMILARITY_MAP, WEIGHT_MAP
-from xclip_lab.explorer.gallery import Detail, Gallery, Thumbnails
+from xclip_lab.explorer.gallery import Detail, Film, Gallery
 from xclip_lab.synthetic import ClipTruth
 
-_FRAMES = 6  # of a video in the list; the detail shows all
 _BROADEST, _WIDTH, _NARROWEST = 28, 260, 9  # of a column, of a matrix, of a column: pixels
-_WORD = 68  # the column of words, pixels
+_WORD, _LETTER = 68, 6  # the column of words, a letter: pixels
 _STEPS = 64  # of a scale of colours
 
 STYLE = f"""<style>
@@ -26,8 +27,10 @@ STYLE = f"""<style>
 .xl-on {{background:rgba(217,200,95,.3)}}
 .xl-line {{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}}
 .xl-tag {{background:{DARK};color:#fff;border-radius:3px;padding:0 5px;margin:0 3px}}
-.xl-strip img,.xl-none {{width:52px;height:52px;margin-right:2px;display:inline-block;vertical-align:top}}
-.xl-none {{background:#999}}
+.xl-panel .widget-html-content {{min-width:0}}
+.xl-strip {{overflow:hidden}}
+.xl-strip img {{height:52px;width:auto;max-width:none}}
+.xl-none {{display:block;height:52px;background:#999}}
 .xl-message {{border-left:5px solid #b3261e;padding:4px 8px;font-size:13px;line-height:18px;
   white-space:normal;background:rgba(179,38,30,.08)}}
 .xl-message.xl-note {{border-color:{MIDDLE};background:rgba(124,138,143,.12)}}
@@ -38,8 +41,10 @@ STYLE = f"""<style>
 .xl-map td,.xl-map th {{padding:0;border:0;background:none;overflow:hidden;white-space:nowrap;
   text-align:center;font-weight:normal;font-size:11px;height:16px;line-height:16px}}
 .xl-map td.xl-word {{text-align:right;padding-right:5px;text-overflow:ellipsis}}
-.xl-map img,.xl-map .xl-none {{width:100%;margin:0;height:auto;aspect-ratio:1;display:block}}
+.xl-map img {{width:100%;max-width:none;height:auto;display:block}}
+.xl-map .xl-none {{height:24px}}
 .xl-map td.xl-true {{box-shadow:inset 0 0 0 1px #fff,inset 0 0 0 2px #000}}
+.xl-map td.xl-time {{text-align:left;overflow:visible}}
 .xl-map td.xl-bar {{text-align:left;padding-left:5px}}
 .xl-map td.xl-up {{height:36px;vertical-align:top;padding:2px 2px 0}}
 .xl-bar i,.xl-up i {{display:block;background:{DARK}}}
@@ -65,7 +70,7 @@ def message(text: str, note: bool = False) -> str:
 
 def result_row(gallery: Gallery, video: str, rank: int, score: float, own: bool, chosen: bool) -> str:
     """A ranked video: its rank, score and caption above some of its frames."""
-    place = gallery.column[video]
+    film = gallery.film(video)
     classes = "xl-row" + " xl-own" * own + " xl-on" * chosen
     tag = '<span class="xl-tag">own video</span>' if own else ""
     caption = escape(gallery.captions[video])
@@ -73,57 +78,32 @@ def result_row(gallery: Gallery, video: str, rank: int, score: float, own: bool,
         f'<div class="{classes}" data-video="{escape(video)}">'
         f'<div class="xl-line" title="{escape(video)}: {caption}"><b>{rank}</b>&ensp;'
         f'<span class="xl-score" title="similarity">{score:.3f}</span> {tag}&ensp;{caption}</div>'
-        f'<div class="xl-strip">{_strip(gallery.thumbnails[place])}</div></div>'
+        f'<div class="xl-strip">{_strip(film.short, film)}</div></div>'
     )
 
 
-def _strip(small: Thumbnails) -> str:
-    count = len(small.files)
-    chosen = np.unique(np.linspace(0, count - 1, min(_FRAMES, count)).round().astype(int))
-    return "".join(_frame(small, place) for place in chosen)
+def _strip(file: bytes, film: Film) -> str:
+    if not file:
+        return f'<span class="xl-none" title="{escape(film.reason)}"></span>'
+    told = f"{len(film.timestamps)} frames, {film.timestamps[0]:.1f} to {film.timestamps[-1]:.1f} s"
+    return f'<img src="data:image/jpeg;base64,{b64encode(file).decode()}" title="{told}" alt="{told}">'
 
 
-def _frame(small: Thumbnails, place: int) -> str:
-    address = small.addresses[place]
-    if not address:
-        return f'<span class="xl-none" title="{escape(small.reason)}"></span>'
-    time = f"{small.timestamps[place]:.2f} s"
-    return f'<img src="{address}" title="{time}" alt="frame at {time}">'
-
-
-def detail(caption: str, found: Detail, small: Thumbnails, own_frames: np.ndarray | None = None) -> str:
+def detail(caption: str, found: Detail, film: Film, own_frames: np.ndarray | None = None) -> str:
     """The maps of a pair beside each other, each with the frames above their columns, and what adds up.
 
     Args:
         caption: the video's. own_frames: bool `[W, F]`, what each token speaks of; it is outlined.
     """
-    maps = ""
+    draw, maps = partial(_map, found, film, own_frames), ""
     if found.matrix is not None:
-        maps += _map("(a) word-frame similarity", found, found.matrix, SIMILARITY_MAP, small, own_frames)
+        maps += draw("(a) word-frame similarity", found.matrix, SIMILARITY_MAP)
     if found.explanation is not None:
         of = found.explanation
-        top = max(of.over_frames.max(), of.over_words.max())
-        maps += _map(
-            "(b) stage 1, over frames",
-            found,
-            of.over_frames,
-            WEIGHT_MAP,
-            small,
-            own_frames,
-            (0, top),
-            rows=of.word_weights,
-        )
-        maps += _map(
-            "(c) stage 1, over words",
-            found,
-            of.over_words,
-            WEIGHT_MAP,
-            small,
-            own_frames,
-            (0, top),
-            columns=of.frame_weights,
-        )
-    note = f"{small.reason}: its frames are not shown" if small.reason else ""
+        limits = (0.0, float(max(of.over_frames.max(), of.over_words.max())))
+        maps += draw("(b) stage 1, over frames", of.over_frames, WEIGHT_MAP, limits, rows=of.word_weights)
+        maps += draw("(c) stage 1, over words", of.over_words, WEIGHT_MAP, limits, columns=of.frame_weights)
+    note = f"{film.reason}: its frames are not shown" if film.reason else ""
     return (
         f'<div class="xl-why"><b>why this video</b>&ensp;{escape(caption)}</div>{message(note, note=True)}'
         f'<div class="xl-maps">{maps}'
@@ -132,12 +112,12 @@ def detail(caption: str, found: Detail, small: Thumbnails, own_frames: np.ndarra
 
 
 def _map(
-    title: str,
     found: Detail,
+    film: Film,
+    own_frames: np.ndarray | None,
+    title: str,
     values: np.ndarray,
     colours: str,
-    small: Thumbnails,
-    own_frames: np.ndarray | None,
     limits: tuple[float, float] | None = None,
     rows: np.ndarray | None = None,
     columns: np.ndarray | None = None,
@@ -148,9 +128,8 @@ def _map(
     width = max(_NARROWEST, min(_BROADEST, _WIDTH // frames))
     shown = _colours(colours)
     steps = (Normalize(low, high)(values) * (_STEPS - 1)).round().filled(0).astype(int)
-    times = ["" if np.isnan(time) else f"{time:.1f}" for time in small.timestamps]
+    times = ["" if np.isnan(time) else f"{time:.1f}" for time in film.timestamps]
     own = np.zeros(values.shape, bool) if own_frames is None else own_frames
-    head = "".join(f"<th>{_frame(small, place)}</th>" for place in range(frames))
     body = ""
     for row, token in enumerate(found.tokens):
         cells = "".join(
@@ -158,22 +137,25 @@ def _map(
             f'title="{escape(token)}, {times[place]} s: {values[row, place]:.4f}"></td>'
             for place in range(frames)
         )
-        bar = "" if rows is None else _bar(rows[row], token)
+        bar = "" if rows is None else _bar("bar", escape(token), rows[row], "100%")
         body += f'<tr><td class="xl-word" title="{escape(token)}">{escape(token)}</td>{cells}{bar}</tr>'
-    foot = "".join(f"<td>{time if width > 20 else ''}</td>" for time in times)
-    weights = (
-        ""
-        if columns is None
-        else "".join(_up(weight, time) for weight, time in zip(columns, times, strict=True))
+    step = ceil((max(map(len, times)) + 1) * _LETTER / width)  # columns that a time needs
+    one = "" if step == 1 else " class=xl-time"
+    foot = "".join(
+        f"<td colspan={min(step, frames - place)}{one}>{times[place]}</td>"
+        for place in range(0, frames, step)
     )
-    under = f'<tr><td class="xl-word">stage 2</td>{weights}</tr>' if weights else ""
+    under = ""
+    if columns is not None:
+        bars = (_bar("up", f"{time} s", weight, "32px") for weight, time in zip(columns, times, strict=True))
+        under = f'<tr><td class="xl-word">stage 2</td>{"".join(bars)}</tr>'
     last = '<col style="width:56px">' if rows is not None else ""
     over = "<th>stage 2</th>" if rows is not None else ""
     scale = ",".join([*shown[:: _STEPS // 8], shown[-1]])
     return (
         f'<div class="xl-map" data-map="{title[1]}"><b>{title}</b><table>'
         f"<colgroup><col style=width:{_WORD}px>{f'<col style=width:{width}px>' * frames}{last}</colgroup>"
-        f"<tr><td></td>{head}{over}</tr>"
+        f"<tr><td></td><th colspan={frames}>{_strip(film.file, film)}</th>{over}</tr>"
         f"{body}{under}"
         f'<tr><td class="xl-word">time (s)</td>{foot}</tr></table>'
         f'<div style="margin-left:{_WORD}px;width:{width * frames}px"><div class="xl-scale" '
@@ -182,18 +164,10 @@ def _map(
     )
 
 
-def _bar(weight: float, token: str) -> str:
-    return (
-        f'<td class="xl-bar" title="{escape(token)}, stage 2: {weight:.4f}">'
-        f'<i style="width:{100 * min(1, max(0, weight)):.0f}%"></i></td>'
-    )
-
-
-def _up(weight: float, time: str) -> str:
-    return (
-        f'<td class="xl-up" title="{time} s, stage 2: {weight:.4f}">'
-        f'<i style="height:{32 * min(1, max(0, weight)):.0f}px"></i></td>'
-    )
+def _bar(kind: str, where: str, weight: float, length: str) -> str:
+    """A weight of the second stage as a cell; `length` is that of the bar at weight 1."""
+    style = f"{'width' if kind == 'bar' else 'height'}:calc({min(1, max(0, weight)):.2f}*{length})"
+    return f'<td class="xl-{kind}" title="{where}, stage 2: {weight:.4f}"><i style="{style}"></i></td>'
 
 
 def _parts(found: Detail) -> str:
@@ -224,11 +198,11 @@ def _colours(name: str) -> list[str]:
     return [to_hex(colour) for colour in mpl.colormaps[name](np.linspace(0, 1, _STEPS))]
 
 
-def own_frames(found: Detail, truth: ClipTruth | None, small: Thumbnails) -> np.ndarray | None:
+def own_frames(found: Detail, truth: ClipTruth | None, film: Film) -> np.ndarray | None:
     """Bool `[W, F]`: what the truth of a generated clip says; None where it says nothing."""
-    if truth is None or found.explanation is None or small.reason:
+    if truth is None or found.explanation is None or film.reason:
         return None
-    own = truth.at(small.timestamps)
+    own = truth.at(film.timestamps)
     return np.array([own[word] if word >= 0 else np.zeros_like(own[0]) for word in found.explanation.words])
 
 

@@ -24,7 +24,7 @@ from xclip_lab.drawing import save_figure
 from xclip_lab.errors import ConfigError, UserError
 from xclip_lab.explorer import view
 from xclip_lab.explorer.gallery import Gallery, QueryError, check_query, open_gallery
-from xclip_lab.explorer.panel import Panel, one_line, told
+from xclip_lab.explorer.panel import Panel, reason, told
 from xclip_lab.synthetic import ClipTruth, load_truth
 
 UNTRAINED = "untrained"
@@ -127,8 +127,8 @@ class Explorer(ipw.VBox):
             if name not in self.opened:
                 self.opened[name] = self._gallery(name)
             panel.take(self.opened[name])
-        except UserError as error:
-            panel.drop(f"{name}: {one_line(error)}")
+        except (UserError, OSError) as error:
+            panel.drop(f"{name}: {reason(error)}")
         finally:
             self.progress.layout.display = "none"
 
@@ -174,11 +174,14 @@ class Explorer(ipw.VBox):
     def _passing(self) -> list[str]:
         galleries = [gallery for _, gallery in self.active]
         kept = list(dict.fromkeys(s.caption for s in galleries[0].dataset.samples)) if galleries else []
+        if self.failures.value or self.disagreements.value:
+            self.message.value = view.message("all captions are ranked, once for each run ...", True)
         if self.failures.value:
             kept = [caption for caption in kept if any(caption in gallery.missed for gallery in galleries)]
         if self.disagreements.value and len(galleries) == 2:
             one, two = (gallery.missed for gallery in galleries)
             kept = [caption for caption in kept if (caption in one) != (caption in two)]
+        self.message.value = ""
         return kept
 
     def _take_caption(self) -> None:
@@ -209,6 +212,7 @@ class Explorer(ipw.VBox):
             panel.scores = None
             panel.show("", None, self.truth)
 
+    @told
     def refresh(self, only: Panel | None = None) -> None:
         """Score the query anew, as the sliders stand: of all runs, or of the one whose sliders moved."""
         if self.asked is None:
@@ -219,6 +223,7 @@ class Explorer(ipw.VBox):
             self.chosen = next((panel.order[0] for panel, _ in self.active if panel.order), None)
         self._show(only)
 
+    @told
     def choose(self, video: str) -> None:
         """Look into the logit of a video."""
         self.chosen = video
@@ -236,10 +241,10 @@ class Explorer(ipw.VBox):
             QueryError: nothing is on the screen.
         """
         drawn: dict[str, Figure] = {}
-        for panel, gallery in self.active:
+        for number, (panel, gallery) in enumerate(self.active, 1):
             if self.asked is None or self.chosen is None or panel.scores is None:
                 continue
-            name = _file_name(f"{self.asked[:40]} {Path(gallery.name).name}")
+            name = _file_name(f"{self.asked[:40]} {number} {Path(gallery.name).name}")
             drawn[f"{name}_ranking"] = view.ranking_figure(gallery, self.asked, panel.scores)
             truth = self.truth.get(self.chosen) if gallery.own_video.get(self.asked) == self.chosen else None
             if gallery.explainable(panel.settings) and self.chosen in gallery.column:

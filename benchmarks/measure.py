@@ -1,0 +1,148 @@
+"""What the benchmarks share: ways timed in turn in one process, peak memory, machine's rates, a report."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from xclip_lab.drawing import styled
+from xclip_lab.plots import save_figure
+
+RECORDS = Path("runs/bench")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One path. Seconds are medians; `baseline` is the naive way in the same process; `floor` the least that
+    this machine's own rates allow; `peak` bytes above what was there before."""
+
+    path: str
+    seconds: float
+    baseline: float | None = None
+    floor: float | None = None
+    peak: int | None = None
+    aim: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.baseline is None else self.baseline / self.seconds
+
+
+def in_turn(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median seconds of each way; all of them once, then all again, so that a slow spell hits each."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(of) for name, of in taken.items()}
+
+
+def peak_of(way: Callable[[], object]) -> int:
+    """Bytes that the process grows by at the most (Linux)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+    before = _kilobytes("VmRSS")
+    way()
+    return (_kilobytes("VmHWM") - before) * 1024
+
+
+def _kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at its best, with all cores: products in FLOP/s, exponentials and bytes copied
+    a second."""
+
+    cores: int
+    torch: str
+    product: float
+    exponential: float
+    copy: float
+
+    @classmethod
+    def measured(cls) -> Machine:
+        left, right, flat = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.randn(2**18)
+        large = torch.randn(2**25)
+        out, copied = torch.empty_like(flat), torch.empty_like(large)
+
+        def exponentials() -> None:
+            for _ in range(200):
+                torch.exp(flat, out=out)
+
+        best = in_turn(
+            {"product": lambda: left @ right, "exp": exponentials, "copy": lambda: copied.copy_(large)}, 7
+        )
+        return cls(
+            os.cpu_count() or 1,
+            torch.__version__,
+            2 * 2048**3 / best["product"],
+            200 * flat.numel() / best["exp"],
+            2 * large.nbytes / best["copy"],
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cores} cores, {torch.get_num_threads()} threads, torch {self.torch}; at most "
+            f"{self.product / 1e9:.0f} GFLOP/s in float32, {self.exponential / 1e9:.2f} G exp/s, "
+            f"{self.copy / 1e9:.0f} GB/s copied; load {os.getloadavg()[0]:.1f}"
+        )
+
+
+def report(name: str, title: str, machine: Machine, rows: list[Row]) -> None:
+    """Print the rows; keep them with the machine's facts, and a figure, in `runs/bench/`."""
+    print(f"{title}\n{machine}\n")
+    heads = ("seconds", 9), ("naive", 9), ("ratio", 7), ("aim", 6), ("floor", 8), ("of floor", 9), ("MiB", 7)
+    print(" " * 44 + "".join(f"{text:>{width}}" for text, width in heads))
+    for row in rows:
+        print(
+            f"{row.path:<44}{row.seconds:>9.3f}{_or_blank(row.baseline, '9.3f')}"
+            f"{_or_blank(row.ratio, '7.1f')}"
+            f"{_or_blank(row.aim, '6.1f')}{_or_blank(row.floor, '8.3f')}"
+            f"{_or_blank(row.floor and row.seconds / row.floor, '9.1f')}"
+            f"{_or_blank(row.peak and row.peak / MIB, '7.0f')}  {row.note}"
+        )
+    record = {"title": title, "machine": asdict(machine), "rows": [asdict(row) for row in rows]}
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    compared = [row for row in rows if row.ratio]
+    if compared:
+        save_figure(_figure(title, machine, compared), RECORDS, name)
+    print(f"\nkept in {RECORDS / name}.*")
+
+
+@styled
+def _figure(title: str, machine: Machine, rows: list[Row]) -> plt.Figure:
+    """How many times as fast as the naive way, with the aim as a mark."""
+    figure, axis = plt.subplots(figsize=(8, 1.6 + 0.5 * len(rows)), layout="constrained")
+    places = range(len(rows))
+    axis.barh(places, [row.ratio for row in rows], color="0.75")
+    for place, row in zip(places, rows, strict=True):
+        axis.text(row.ratio, place, f" {row.ratio:.1f}", va="center", fontsize=10)
+        if row.aim:
+            axis.plot([row.aim, row.aim], [place - 0.4, place + 0.4], color="black", linewidth=2)
+    axis.set_yticks(places, [row.path for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel("times as fast as the naive way (black: the aim)")
+    axis.set_title(f"{title}\n{machine.cores} cores, torch {machine.torch}", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _or_blank(value: float | None, form: str) -> str:
+    return f"{value:>{form}}" if value is not None else " " * int(form.split(".")[0])

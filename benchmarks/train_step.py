@@ -1,0 +1,84 @@
+"""A training step of ViT-B/32 on the CPU: bfloat16 against float32.
+
+    xclip-lab bench train_step [--pairs 4] [--repeats 3]
+
+X-CLIP (random weights, 12 frames and 32 words a pair), forward, backward and update. The naive way is the
+official step: float32 and the papers' optimiser. Ours is bfloat16 where autocast allows it and a fused AdamW
+(`train.precision=bf16`, `optim.recipe=modern`); heads stay float32. The floor is the products of the step at
+the rate of a bfloat16 product. The losses of the first step, from the same weights, are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.measure import Machine, Row, in_turn, report
+from xclip_lab import Batch, create_model
+from xclip_lab.config import RunConfig, load_config
+from xclip_lab.distributed import Ranks
+from xclip_lab.optim import create_optimizer
+from xclip_lab.step import Stepper
+
+TOLERANCE = 0.02
+WAYS = {
+    "official": {"train.precision": "fp32", "optim.recipe": "official"},
+    "bf16": {"train.precision": "bf16", "optim.recipe": "modern"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    machine, batch = Machine.measured(), batch_of(arguments.pairs)
+    steppers = {name: stepper(keys) for name, keys in WAYS.items()}
+    first = {name: way.make(1, [batch])["loss"] for name, way in steppers.items()}
+    seconds = in_turn(
+        {name: lambda way=way: way.make(2, [batch]) for name, way in steppers.items()}, arguments.repeats
+    )
+    with FlopCounterMode(display=False) as counter:
+        steppers["official"].model.loss(batch)["loss"].backward()
+    floor = counter.get_total_flops() / bfloat16_rate()
+    row = Row(f"ViT-B/32, {arguments.pairs} pairs", seconds["bf16"], seconds["official"], floor, aim=2.5)
+    report("train_step", "A training step in bfloat16", machine, [row])
+    apart = abs(first["bf16"] - first["official"]) / first["official"]
+    verdict = "within" if apart <= TOLERANCE else "NOT within"
+    print(f"loss {first['official']:.4f} in float32, {first['bf16']:.4f} in bfloat16: {apart:.1e} apart")
+    print(f"{verdict} the tolerance of {TOLERANCE}")
+
+
+def stepper(keys: dict[str, str]) -> Stepper:
+    """What makes steps of one kind, from the same weights."""
+    sizes = {"towers.name": "ViT-B-32-quickgelu", "towers.pretrained": None}
+    config: RunConfig = load_config("xclip-folder-b32", {**sizes, "towers.precision": "fp32", **keys})
+    torch.manual_seed(0)
+    model = create_model(config)
+    optimizer = create_optimizer(list(model.named_parameters()), config.optim, 100)
+    return Stepper(model.train(), optimizer, config, Ranks(), torch.device("cpu"), Path("none"))
+
+
+def batch_of(pairs: int) -> Batch:
+    torch.manual_seed(0)
+    ids = torch.randint(1, 49_000, (pairs, 32))
+    ids[:, -1] = 49_407
+    video = torch.randint(0, 256, (pairs, 12, 3, 224, 224), dtype=torch.uint8)
+    return Batch(ids, torch.ones_like(ids), video, torch.ones(pairs, 12, dtype=torch.int64))
+
+
+def bfloat16_rate() -> float:
+    """FLOP/s of a large product in bfloat16, all cores."""
+    left, right = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    return 2 * 2048**3 / in_turn({"product": lambda: left @ right}, 7)["product"]
+
+
+if __name__ == "__main__":
+    main()
