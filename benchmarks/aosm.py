@@ -77,7 +77,7 @@ WAYS: dict[str, Callable[..., Tensor]] = {"ours": matrix_aosm, "eager": eager}
 def gradients(way: Callable[..., Tensor], features: list[Tensor]) -> tuple[Tensor, ...]:
     """Of a weighted sum of the scores in the features and matrices."""
     *inputs, weights = features
-    leaves = [value.clone().requires_grad_() for value in inputs]
+    leaves = [value.detach().requires_grad_() for value in inputs]
     scores = way(leaves[0], leaves[1], Matrices(*leaves[2:]), TAU)
     return torch.autograd.grad((scores * weights).sum(), leaves)
 

@@ -12,7 +12,7 @@ from xclip_lab.errors import UserError
 from xclip_lab.registry import did_you_mean
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-_SHARED = "measure"
+_SHARED = ("measure", "official")
 
 
 def benchmarks() -> dict[str, str]:
@@ -26,7 +26,7 @@ def benchmarks() -> dict[str, str]:
             f"the benchmarks do not come with an installed package and there are none in {FOLDER}; "
             "work in a clone of the project"
         )
-    scripts = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem != _SHARED}
+    scripts = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in _SHARED}
     docstrings = {name: ast.get_docstring(ast.parse(path.read_text())) for name, path in scripts.items()}
     return {name: (text or "").split("\n")[0] for name, text in docstrings.items()}
 

@@ -177,7 +177,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, row_mask, column_mask, *matrices = ctx.saved_tensors
         (grad,), kind = grads, ctx.kind
-        layout = _Layout(columns, column_mask)
+        layout = _Layout(columns, column_mask, share=3)  # a gradient has several tensors of a tile's size
         of_rows = torch.empty_like(rows)
 
         def work(share: slice) -> tuple[list[Tensor], list[Tensor]]:
@@ -209,9 +209,9 @@ class _Tiled(torch.autograd.Function):
 class _Layout:
     """The videos in tiles: `columns` holds their slice, features `[F * v, D]` and mask `[1, 1, F, v]`."""
 
-    def __init__(self, columns: Tensor, mask: Tensor | None) -> None:
+    def __init__(self, columns: Tensor, mask: Tensor | None, share: int = 1) -> None:
         self.frames = columns.shape[1]
-        self.size = _CACHE if columns.device.type == "cpu" else _DEVICE
+        self.size = (_CACHE if columns.device.type == "cpu" else _DEVICE) // share
         self.columns = []
         for start in range(0, len(columns), _VIDEOS):
             videos = slice(start, start + _VIDEOS)
