@@ -1,6 +1,6 @@
 """AOSM's Triton kernels on a GPU: time, peak memory and error against the formula on the same GPU.
 
-    python benchmarks/aosm_gpu.py [--tiles]
+    xclip-lab bench aosm_gpu [--tiles]
 
 Random features of X-CLIP's sizes (width 512, 32 words, 12 frames) in float16, with learned matrices near the
 identity and with the identity itself. The formula runs in float32 on the same numbers, in blocks of texts

@@ -1,6 +1,6 @@
 """How fast the explorer answers in the browser: from the kernel's callback to the painted output.
 
-    python benchmarks/explorer.py [--videos 1000] [--run RUN]
+    xclip-lab bench explorer [--videos 1000] [--run RUN]
 
 A gallery of generated clips and an X-CLIP of the quickstart's sizes (untrained, unless a run is named) in
 60_explore, in JupyterLab and headless Chromium. Twenty interactions: for each of five queries its typing, a

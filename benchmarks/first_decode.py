@@ -1,7 +1,7 @@
 """The first decode of a clip, opening included, against the official way: a seek a second with OpenCV.
 
     pip install opencv-python-headless
-    python benchmarks/first_decode.py --videos FOLDER [--rounds 3]
+    xclip-lab bench first_decode --videos FOLDER [--rounds 3]
 
 Takes the folder's H.264 files of at least 8 s. Both ways give the same kind of 12 frames of 224 x 224; they
 take turns, in one process with one thread. The frames are compared with those of decord, bit for bit.
@@ -13,13 +13,15 @@ import argparse
 import dataclasses
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from frame_store import FRAMES, SIDE, official_way
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.frame_store import FRAMES, SIDE, official_way
 from xclip_lab import video
 from xclip_lab.errors import VideoError
 from xclip_lab.preprocess import preprocess

@@ -1,7 +1,7 @@
 """A clip out of the decode-once store against the official way: a seek a frame with OpenCV, Pillow for each.
 
     pip install opencv-python-headless
-    python benchmarks/frame_store.py [--videos FOLDER] [--clips 24]
+    xclip-lab bench frame_store [--videos FOLDER] [--clips 24]
 
 Without --videos, textured clips of 320 x 240 and 15 s are made (H.264, 25 frames a second, a key frame
 every 10 s). Every way gives 12 frames of 224 x 224 of the same clips, in turns, in one process with one

@@ -1,6 +1,6 @@
 """How long generated clips take to make and to decode again.
 
-    python benchmarks/generate_clips.py [--clips 2000]
+    xclip-lab bench generate_clips [--clips 2000]
 
 Prints seconds and clips a second; the aim is 2,000 clips made in under 60 s on two cores.
 """

@@ -1,6 +1,6 @@
 """How far each switch of the ledger moves logits and R@1 of models trained on the generated clips.
 
-    python benchmarks/ledger_effects.py runs/compare
+    xclip-lab bench ledger_effects runs/compare
 
 Takes the runs of `70_compare` (the first seed of each method) and evaluates the same weights on the same
 test clips on both sides of a switch: once with all frames, where no video has padding, and once with a

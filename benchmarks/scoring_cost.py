@@ -1,6 +1,6 @@
 """What scoring a gallery costs with each method at the papers' sizes: products counted, time measured.
 
-    python benchmarks/scoring_cost.py [--size 1000]
+    xclip-lab bench scoring_cost [--size 1000]
 
 From random features of CLIP on (width 512, 32 words, 12 frames): `agg_module` and what a head computes of one
 text or video ("items"), and all pairs. "As released" adds to GLSCL what its code computes for every pair and

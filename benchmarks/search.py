@@ -1,7 +1,7 @@
 """A query against a library: how long it takes, and what the shortlist loses of the exact ranking.
 
-    python benchmarks/search.py [--width 512]
-    python benchmarks/search.py --run RUN
+    xclip-lab bench search [--width 512]
+    xclip-lab bench search --run RUN
 
 With random features of X-CLIP's sizes (32 words, 12 frames; a query is one of the videos seen through noise)
 the time is what a person waits for. What a shortlist loses depends on the model: `--run` takes a trained one,

@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.pairs < 2:
+        parser.error("--pairs: the loss of fewer than 2 pairs is 0 whatever the model")
     machine, batch = Machine.measured(), batch_of(arguments.pairs)
     steppers = {name: stepper(keys) for name, keys in WAYS.items()}
     first = {name: way.make(1, [batch])["loss"] for name, way in steppers.items()}

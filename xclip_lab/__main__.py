@@ -182,6 +182,7 @@ def _parser() -> _Parser:
         example="xclip-lab evaluate runs/short --split test\n"
         "  xclip-lab evaluate runs/short --rerank qb_norm --query-bank train\n"
         "  xclip-lab evaluate --preset xclip-folder-b32 --data.root clips\n"
+        "  torchrun --nproc-per-node 2 -m xclip_lab evaluate runs/short\n"
         "  xclip-lab evaluate --official pytorch_model.bin.4 --family xclip --preset xclip-folder-b32 "
         "--data.root clips",
     )
@@ -199,6 +200,11 @@ def _parser() -> _Parser:
         "--query-bank",
         metavar="SPLIT",
         help="whose statistics qb_norm uses (evaluation.query_bank); else data.train_split",
+    )
+    evaluate.add_argument(
+        "--backend",
+        metavar="B",
+        help="who computes AOSM: formula, blocked, triton or auto; else the model's own",
     )
     evaluate.add_argument("--official", metavar="FILE", help="a published checkpoint (pytorch_model.bin.N)")
     evaluate.add_argument("--family", metavar="F", help="whose it is: clip4clip, xclip, clip2video or glscl")

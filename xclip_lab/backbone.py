@@ -69,7 +69,7 @@ class Towers(CLIP):
             attention = attention + hidden[:, None, :].repeat_interleave(self.sizes.text_heads, dim=0)
         x = self.ln_final(self.transformer(x, attn_mask=attention))
         words = (x @ self.text_projection).float()
-        return words[torch.arange(len(words), device=words.device), token_ids.argmax(-1)], words
+        return words[torch.arange(len(words), device=words.device), sentence_places(token_ids)], words
 
     def frames(self, video: Tensor) -> Tensor:
         """One vector a frame, the class token after ln_post and proj.
@@ -109,6 +109,11 @@ class Towers(CLIP):
             conv2.weight.zero_()
             conv2.weight[:, :, 1] = flat
         self.visual.conv2 = conv2
+
+
+def sentence_places(token_ids: Tensor) -> Tensor:
+    """`[B]`, which of a caption's words stands for the sentence: the end mark, the largest id of all."""
+    return token_ids.argmax(-1)
 
 
 def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:

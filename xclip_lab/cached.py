@@ -9,6 +9,7 @@ random, so that both passes give the same.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from xclip_lab.backbone import sentence_places
 from xclip_lab.batching import Batch
 from xclip_lab.errors import TrainingError
 from xclip_lab.memory import free_memory
@@ -45,21 +47,22 @@ def cached_backward(
     with autocast():
         with torch.no_grad():
             made = [_towers(model, batch, part) for part in parts]
-        sentence, words, frames = (torch.cat(of).requires_grad_() for of in zip(*made, strict=True))
+        words, frames = (torch.cat(of).requires_grad_() for of in zip(*made, strict=True))
+        sentence = words[torch.arange(len(words), device=words.device), sentence_places(batch.token_ids)]
         text = model.text_set(sentence, words, batch.text_mask)
         losses = model.pair_loss(*gather(text, model.encode_video(frames, batch.video_mask)))
     (losses["loss"] * weight).backward()
     for part in parts:
         with autocast():
             outputs = _towers(model, batch, part)
-        gradients = [leaf.grad for leaf in (sentence, words, frames)]
         used = [
-            (output, gradient[part])
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if output.requires_grad and gradient is not None
+            (output, leaf.grad[part])
+            for output, leaf in zip(outputs, (words, frames), strict=True)
+            if output.requires_grad and leaf.grad is not None
         ]
-        if used:  # not where the towers are frozen
-            torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
+        if not used:  # the towers are frozen
+            break
+        torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
     return {name: value.item() for name, value in losses.items()}
 
 
@@ -68,21 +71,22 @@ def fitting_chunk(
     batch: Batch,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> int:
-    """How many pairs can pass the towers at once, with what their backward needs, in the memory that is free.
+    """How many pairs can pass the towers at once, with what their backward needs, in the memory that is free;
+    maybe more than the batch has.
 
     Raises:
         TrainingError: not even one; says what would make room.
     """
     free, each = free_memory(batch.video.device), bytes_of_a_pair(model, batch, autocast)
     if free is None or each == 0:
-        return len(batch)
+        return sys.maxsize
     fits = int(free * _SHARE / each)
     if fits < 1:
         raise TrainingError(
             f"train.tower_chunk: one pair needs {each / 2**30:.1f} GiB in the towers, {free / 2**30:.1f} are "
             "free; try towers.gradient_checkpointing=true, train.precision=bf16 or a lower max_frames"
         )
-    return min(fits, len(batch))
+    return fits
 
 
 def bytes_of_a_pair(
@@ -106,7 +110,7 @@ def bytes_of_a_pair(
     return sum(kept.values())
 
 
-def _towers(model: RetrievalModel, batch: Batch, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentence, words and frames of a part of the batch, as the towers give them."""
-    sentence, words = model.clip.words(batch.token_ids[part], batch.text_mask[part])
-    return sentence, words, model.frame_features(batch.video[part], batch.video_mask[part])
+def _towers(model: RetrievalModel, batch: Batch, part: slice) -> tuple[Tensor, Tensor]:
+    """Words and frames of a part of the batch, as the towers give them."""
+    _, words = model.clip.words(batch.token_ids[part], batch.text_mask[part])
+    return words, model.frame_features(batch.video[part], batch.video_mask[part])

@@ -17,6 +17,7 @@ from xclip_lab.augment import augment_frames
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import Sample, VideoTextDataset
 from xclip_lab.errors import DatasetError, UserError, VideoError
+from xclip_lab.memory import available_memory
 from xclip_lab.preprocess import preprocess
 from xclip_lab.store import ClipStore, Frames
 
@@ -255,7 +256,7 @@ def tower_image_size(config: RunConfig) -> int:
 
 
 def _check_memory(needed: int) -> None:
-    available = video.available_memory()
+    available = available_memory()
     if available is not None and needed > _MEMORY_SHARE * available:
         raise DatasetError(
             f"data.preload: the frames take {needed / 2**30:.1f} GiB, of the memory "

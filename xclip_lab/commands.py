@@ -84,26 +84,29 @@ def train(arguments: Namespace) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Retrieval metrics of a run, a checkpoint, an official file or a fresh model."""
+    """Retrieval metrics of a run, a checkpoint, an official file or a fresh model. Of several processes the
+    first one speaks and saves."""
     import xclip_lab
     from xclip_lab import study
     from xclip_lab.config import load_config
+    from xclip_lab.distributed import first_speaks, joined
     from xclip_lab.runs import evaluation_name, result_dir
 
     file, settings = _what_to_evaluate(arguments)
     shortcuts = {"evaluation.rerank": arguments.rerank, "evaluation.query_bank": arguments.query_bank}
     config = load_config(settings, with_shortcuts(arguments, shortcuts))
-    split = arguments.split or config.data.test_split
-    dataset = study.open_split(config, split)
-    if file is not None:
-        _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
-    model, opened = study.open_model(file, config, arguments.family or "", arguments.migrate)
-    _refuse_contradictions(arguments.overrides, config, opened, file)
-    config = opened
-    result = xclip_lab.evaluate(model, dataset, config)
-    print(result)
-    name = evaluation_name(config, model.origin.run, split)
-    print(f"saved in {result.save(arguments.out or result_dir(file, config, name))}")
+    with joined(config.train.device) as ranks, first_speaks(ranks):
+        split = arguments.split or config.data.test_split
+        dataset = study.open_split(config, split)
+        if file is not None:
+            _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
+        model, opened = study.open_model(file, config, arguments.family or "", arguments.migrate)
+        _refuse_contradictions(arguments.overrides, config, opened, file)
+        result = xclip_lab.evaluate(model, dataset, opened, backend=arguments.backend, ranks=ranks)
+        print(result)
+        if ranks.first:
+            name = evaluation_name(opened, model.origin.run, split)
+            print(f"saved in {result.save(arguments.out or result_dir(file, opened, name))}")
 
 
 def _what_to_evaluate(arguments: Namespace) -> tuple[Path | None, str | Path]:

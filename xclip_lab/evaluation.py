@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xclip_lab.batching import make_loader
 from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
+from xclip_lab.distributed import Ranks
+from xclip_lab.encoding import Encoded, StoredTexts, encode, encode_texts, encode_videos
 from xclip_lab.errors import ConfigError, DatasetError
-from xclip_lab.features import StoredClips, open_clips
 from xclip_lab.guards import check_evaluation, known_videos
 from xclip_lab.memory import is_out_of_memory, similarity_matrix
 from xclip_lab.metrics import BlockedRanks, Ties
@@ -25,7 +25,7 @@ from xclip_lab.parallel import in_threads, workers_on
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.rerank import dual_softmax, qb_norm
 from xclip_lab.result import Result, count_and_first
-from xclip_lab.text import check_vocabulary, tokenize
+from xclip_lab.text import check_vocabulary
 from xclip_lab.tokens import TokenSet
 
 FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
@@ -54,6 +54,7 @@ def evaluate(
     bank: VideoTextDataset | None = None,
     backend: str | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Retrieval in both directions over one split.
 
@@ -65,41 +66,66 @@ def evaluate(
             of the run that trained the model, or the defaults where it is not known. store: frames decoded
             before (`clips.preload`). bank: for `qb_norm`; None for the split `evaluation.query_bank` of
             the same dataset. backend: who computes AOSM (`XClipHead.backend_on`); None for the model's
-            own choice. progress: show bars.
+            own choice. progress: show bars. ranks: the processes that share the work, which all call this
+            with the same arguments and all get the result (`distributed.joined`); None for one alone.
 
     Raises:
         DatasetError: videos that the model was trained on (`guards.check_evaluation`).
         DatasetError: no captions, or more videos missing or unreadable than `evaluation.allow_missing`; says
             how many, names the first and gives a reason. A query bank with evaluated videos in it.
+        ConfigError: a backend that cannot be used. PeerLost: another process has ended.
         MetricError: a similarity that is NaN; a temperature out of the range of the similarities.
     """
+    ranks = ranks or Ranks()
+    progress = progress and ranks.first
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
     seen = check_evaluation(model.origin.seen, dataset, int(config.data.allow_overlap))
     bank = _query_bank(dataset, config, bank) if settings.rerank == "qb_norm" else None
     check_vocabulary(model.clip.token_embedding.num_embeddings)
-    encoded = encode(model, dataset, config, store, progress)
-    kept = encoded.dataset
     with computed_by(model, backend):
+        used = model.head.backend_on(model.logit_scale.device)  # refused before anything is decoded
+        encoded = encode(model, dataset, config, store, progress, ranks)
+        kept = encoded.dataset
         matrix = similarity_matrix(len(kept), len(kept.videos), settings.similarity)
-        score(model, encoded.text, encoded.video, settings.block_size, progress, torch.from_numpy(matrix))
-        backend = model.head.backend_on(_device(model))
-    clusters = video_clusters(kept)
-    draws = int(settings.bootstrap) if len(np.unique(clusters)) > 1 else 0
-    stamp = {
+        _score_shares(model, encoded, encoded.video, config, progress, ranks, matrix)
+        stamp = {**_stamp(model, dataset, config, encoded), **seen, "backend": used}
+        result = Result.rank(
+            matrix,
+            kept.text_to_video,
+            video_clusters(kept),
+            stamp,
+            captions=[sample.caption for sample in kept.samples],
+            videos=kept.videos,
+            rows=encoded.rows,
+        )
+        if bank is not None:
+            return replace(
+                result, reranked=_by_qb_norm(result, model, config, encoded, bank, progress, ranks)
+            )
+    if settings.rerank == "dual_softmax":
+        return replace(result, reranked=_by_dual_softmax(result, model, config))
+    return result
+
+
+def _stamp(
+    model: RetrievalModel, dataset: VideoTextDataset, config: RunConfig, encoded: Encoded
+) -> dict[str, Any]:
+    """How a result came about."""
+    kept, settings = encoded.dataset, config.evaluation
+    draws = int(settings.bootstrap) if len(np.unique(video_clusters(kept))) > 1 else 0
+    clusters = "pair" if kept.groups is not None else "video"
+    return {
         "checkpoint": model.origin.checkpoint,
         "dataset": dataset.name,
         "split": dataset.split,
         "dataset_fingerprint": dataset_fingerprint(dataset),
         "protocol": dataset.protocol,
         "selection_split": model.origin.selection_split,
-        **seen,
         "known_videos": known_videos(dataset),
         "post_processing": "none",
         "ties": settings.ties,
-        "intervals": {"draws": draws, "clusters": "pair" if kept.groups is not None else "video"}
-        if draws
-        else None,
+        "intervals": {"draws": draws, "clusters": clusters} if draws else None,
         "missing_videos": encoded.missing,
         "decoders": encoded.decoders,
         **{name: getattr(config.data, name) for name in FRAME_SETTINGS},
@@ -108,24 +134,25 @@ def evaluate(
         "seed": config.seed,
         "dtype": str(encoded.video.pooled.dtype).removeprefix("torch."),
         "towers_precision": config.towers.precision,
-        "device": str(_device(model)),
-        "backend": backend,
+        "device": str(model.logit_scale.device),
         "versions": versions(),
     }
-    result = Result.rank(
-        matrix,
-        kept.text_to_video,
-        clusters,
-        stamp,
-        captions=[sample.caption for sample in kept.samples],
-        videos=kept.videos,
-        rows=encoded.rows,
-    )
-    if bank is not None:
-        return replace(result, reranked=_by_qb_norm(result, model, config, encoded, bank, progress))
-    if settings.rerank == "dual_softmax":
-        return replace(result, reranked=_by_dual_softmax(result, model, config))
-    return result
+
+
+def _score_shares(
+    model: RetrievalModel,
+    encoded: Encoded,
+    video: TokenSet,
+    config: RunConfig,
+    progress: bool,
+    ranks: Ranks,
+    out: np.ndarray,
+) -> None:
+    """Fill `out [T, V]`, float32: each process scores its share of the captions and gets the others'."""
+    scores = torch.from_numpy(out)
+    own = scores[encoded.shares[ranks.rank]]
+    score(model, encoded.text, video, config.evaluation.block_size, progress, own)
+    ranks.complete(scores, encoded.shares)
 
 
 def _by_dual_softmax(raw: Result, model: RetrievalModel, config: RunConfig) -> Result:
@@ -149,25 +176,31 @@ def _by_qb_norm(
     encoded: Encoded,
     bank: VideoTextDataset,
     progress: bool,
+    ranks: Ranks,
 ) -> Result:
     """The bank's captions look for the evaluated videos, its videos for the evaluated captions."""
     settings, scale = config.evaluation, _scale(model)
-    bank_videos = encode_videos(model, bank, config, progress=progress)
+    bank_videos = encode_videos(model, bank, config, progress=progress, ranks=ranks)
     bank = bank_videos.dataset
     captions = [sample.caption for sample in bank.samples]
-    v2t_bank = score(model, encoded.text, bank_videos.video, settings.block_size, progress).numpy().T
-    parts = []
-    for start in tqdm(range(0, len(captions), _BANK_BLOCK), "query bank", disable=not progress, leave=False):
+    of_bank_videos = np.empty((len(raw.captions), len(bank.videos)), np.float32)
+    _score_shares(model, encoded, bank_videos.video, config, progress, ranks, of_bank_videos)
+    of_bank_captions = np.empty((len(captions), len(raw.videos)), np.float32)
+    scores, shares = torch.from_numpy(of_bank_captions), ranks.shares(len(captions), _BANK_BLOCK)
+    starts = range(len(captions))[shares[ranks.rank]][::_BANK_BLOCK]
+    for start in tqdm(starts, "query bank", disable=not progress, leave=False):
+        block = slice(start, start + _BANK_BLOCK)
         with evaluating(model):
-            text = encode_texts(model, captions[start : start + _BANK_BLOCK], settings.batch_size)
-        parts.append(score(model, text, encoded.video, settings.block_size).numpy())
+            text = encode_texts(model, captions[block], settings.batch_size)
+        score(model, text, encoded.video, settings.block_size, out=scores[block])
+    ranks.complete(scores, shares)
     numbers: dict[str, Any] = {
         "beta": float(settings.qb_beta),
         "k": int(settings.qb_k),
         "theta": int(settings.qb_theta),
     }
-    t2v = qb_norm(raw.similarity / scale, np.concatenate(parts) / scale, **numbers)
-    v2t = qb_norm(raw.similarity.T / scale, v2t_bank / scale, **numbers).T
+    t2v = qb_norm(raw.similarity / scale, of_bank_captions / scale, **numbers)
+    v2t = qb_norm(raw.similarity.T / scale, of_bank_videos.T / scale, **numbers).T
     wordings = set(captions)
     how = {
         "method": "qb_norm",
@@ -214,134 +247,6 @@ def _scale(model: RetrievalModel) -> float:
     return model.logit_scale.exp().item() if model.head.scaled_similarity else 1.0
 
 
-@dataclass(frozen=True)
-class EncodedVideos:
-    """The videos of a split, on the CPU.
-
-    Attributes:
-        video: of the V videos that could be read. dataset: their annotations. rows: `[T]`, the captions'
-            rows in the whole dataset.
-        missing: ids of the videos that could not. decoders: how many videos each decoder gave.
-    """
-
-    video: TokenSet
-    dataset: VideoTextDataset
-    rows: np.ndarray
-    missing: list[str]
-    decoders: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Encoded(EncodedVideos):
-    """With `text`, the features of the T captions."""
-
-    text: TokenSet | StoredTexts
-
-
-def encode(
-    model: RetrievalModel,
-    dataset: VideoTextDataset,
-    config: RunConfig,
-    store: FrameStore | None = None,
-    progress: bool = False,
-) -> Encoded:
-    """Every caption and every video of a split, each once; `score` compares them.
-
-    Raises:
-        DatasetError: as `evaluate`.
-    """
-    videos = encode_videos(model, dataset, config, store, progress)
-    text: TokenSet | StoredTexts
-    with evaluating(model):
-        if config.data.features is None:
-            captions = [sample.caption for sample in videos.dataset.samples]
-            text = encode_texts(model, captions, config.evaluation.batch_size, progress)
-        else:
-            text = StoredTexts(model, StoredClips(model, dataset, config), videos.rows)
-    return Encoded(**vars(videos), text=text)
-
-
-def encode_videos(
-    model: RetrievalModel,
-    dataset: VideoTextDataset,
-    config: RunConfig,
-    store: FrameStore | None = None,
-    progress: bool = False,
-) -> EncodedVideos:
-    """Every video of a split, once.
-
-    Raises:
-        DatasetError: as `evaluate`.
-    """
-    # What cannot be read is counted here, and held against `evaluation.allow_missing`.
-    config = replace(config.with_model(model.config), data=replace(config.data, on_error="skip"))
-    clips = open_clips(model, dataset, config, store, unique_videos=True)
-    batch_size, allowed = config.evaluation.batch_size, config.evaluation.allow_missing
-    if not len(dataset):
-        raise DatasetError(f"{dataset.name} / {dataset.split}: no captions to evaluate")
-    if not clips.instant:
-        absent = [s for s in clips.samples if s.path is None or not s.path.exists()]
-        if len(absent) > allowed:
-            place = config.data.videos or dataset.root
-            gone = {s.video_id: f"{s.path or f'{s.video_id} below {place}'}: no such file" for s in absent}
-            raise _too_many_missing(dataset, gone, allowed)
-    loader = make_loader(clips, order=None, batch_size=batch_size)
-    device, parts = _device(model), []
-    with evaluating(model):
-        for batch in tqdm(loader, "encode videos", unit="batch", disable=not progress, leave=False):
-            if len(loader.broken) <= allowed:  # beyond that, only to name every file that is to be mended
-                batch = batch.to(device)
-                parts.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
-        if len(loader.broken) > allowed or not parts:
-            raise _too_many_missing(dataset, loader.broken, allowed)
-    missing = [video for video in dataset.videos if video in loader.broken]
-    rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
-    return EncodedVideos(TokenSet.cat(parts), _only(dataset, rows), rows, missing, loader.decoders)
-
-
-@torch.no_grad()
-def encode_texts(
-    model: RetrievalModel, captions: Sequence[str], batch_size: int = 32, progress: bool = False
-) -> TokenSet:
-    """Features of captions, on the CPU: `pooled [T, D]`, `tokens [T, W, D]`."""
-    parts = []
-    starts = range(0, len(captions), batch_size)
-    for start in tqdm(starts, "encode texts", unit="batch", disable=not progress, leave=False):
-        ids, mask = tokenize(captions[start : start + batch_size], model.config.max_words)
-        parts.append(model.encode_text(ids.to(_device(model)), mask.to(_device(model))).to("cpu"))
-    return TokenSet.cat(parts)
-
-
-@dataclass(frozen=True)
-class StoredTexts:
-    """Captions whose word features are stored: a block of them is read and encoded when it is asked for.
-
-    Attributes:
-        rows: `[T]`, the captions' places in the store.
-    """
-
-    model: RetrievalModel
-    clips: StoredClips
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, block: slice) -> TokenSet:
-        words, mask = self.clips.texts(self.rows[block])
-        with torch.no_grad():
-            return self.model.encode_text(words.to(_device(self.model)), mask.to(_device(self.model)))
-
-
-def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:
-    left_out = "" if len(broken) < len(dataset.videos) else " (all there are)"
-    return DatasetError(
-        f"{dataset.name} / {dataset.split}: cannot read {count_and_first(list(broken))}{left_out}; "
-        f"evaluation.allow_missing is {allowed}. Bring the files back, or raise it to leave them out. "
-        f"The first: {next(iter(broken.values()))}"
-    )
-
-
 def score(
     model: RetrievalModel,
     text: TokenSet | StoredTexts,
@@ -360,7 +265,7 @@ def score(
     Raises:
         ConfigError: a block that does not fit into memory, or a backend that cannot be used.
     """
-    device = _device(model)
+    device = model.logit_scale.device
     workers, video = workers_on(device), video.to(device)
     similarity = torch.empty(len(text), len(video)) if out is None else out
     rows, columns = (block_size, block_size) if block_size else model.head.block_on(device)
@@ -410,12 +315,3 @@ def rank_in_blocks(
     for start in tqdm(range(0, len(text), _TEXTS), "rank", unit="block", disable=not progress, leave=False):
         found.add(score(model, text[start : start + _TEXTS], video, block_size))
     return found
-
-
-def _only(dataset: VideoTextDataset, rows: np.ndarray) -> VideoTextDataset:
-    groups = None if dataset.groups is None else dataset.groups[rows]
-    return replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
-
-
-def _device(model: RetrievalModel) -> torch.device:
-    return next(model.parameters()).device

@@ -10,12 +10,29 @@ import torch
 from numpy.lib.format import open_memmap
 
 from xclip_lab.errors import DatasetError, disk_remedy
-from xclip_lab.video import available_memory
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, None where the system does not tell."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(
+                (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None
+            )
+    except OSError:
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is one of the ways in which torch and Python say that memory is full."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether this is one of the ways in which torch and Python say that memory is full.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    True
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    told = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
 
 
 def free_memory(device: torch.device) -> int | None:

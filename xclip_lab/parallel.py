@@ -31,10 +31,14 @@ def in_threads(function: Callable[[Job], Made], jobs: Iterable[Job], workers: in
     if workers <= 1:
         yield from map(function, jobs)
         return
-    before, with_grad = torch.get_num_threads(), torch.is_grad_enabled()
+    before = torch.get_num_threads()
+    with_grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
     def work(job: Job) -> Made:
-        with torch.set_grad_enabled(with_grad):  # a thread has its own switch
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(with_grad),
+        ):  # a thread has its own switches
             return function(job)
 
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))

@@ -39,8 +39,9 @@ from xclip_lab.config import RunConfig, config_from_dict, load_config, to_dict
 from xclip_lab.datasets import Sample, VideoTextDataset
 from xclip_lab.datasets.files import find_all
 from xclip_lab.distributed import resolve_device
+from xclip_lab.encoding import encode_texts
 from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, disk_remedy
-from xclip_lab.evaluation import FRAME_SETTINGS, encode_texts, score
+from xclip_lab.evaluation import FRAME_SETTINGS, score
 from xclip_lab.features import weights_hash
 from xclip_lab.found import Found as Found
 from xclip_lab.found import Hit as Hit

@@ -205,8 +205,7 @@ class Trainer:
         clips = open_clips(self.model, self.train, self.config, store, training=True)
         if self.config.data.preload and isinstance(clips, ClipDataset):
             clips.store = store or preload(clips, progress)
-            if self.ranks.first:
-                self.val_store = self._preload_val(progress)
+            self.val_store = self._preload_val(progress)
         bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=not progress)
         record = History(self.run_dir, self.history_rows) if self.ranks.first else nullcontext()
         with record as self.history, bar, DelayedInterrupt(tell=self.ranks.first) as interrupt:
@@ -241,7 +240,7 @@ class Trainer:
         """
         last, seen = str(self.checkpoints.last), read_seen(self.run_dir)
         self.model.origin = Origin(last, run=self.config, seen=seen)
-        broken = {video: why for of in self.ranks.collect(self.broken) for video, why in of.items()}
+        broken = self.ranks.union(self.broken)
         result = None
         if self.ranks.first:
             best = self.checkpoints.best
@@ -297,15 +296,18 @@ class Trainer:
                 f"none of the training pairs up to step {self.step} can be read; "
                 f"the first: {next(iter(self.broken.values()))}"
             )
-        value = None
-        if self.val is not None and self.ranks.first:
+        selecting = None
+        if self.val is not None:
             settings = dataclasses.replace(self.config.evaluation, bootstrap=0, rerank="none")
             config = dataclasses.replace(self.config, evaluation=settings)
-            metrics = evaluate(self.model, self.val, config, store=self.val_store, progress=False).metrics
-            row |= {f"val/{side}/{name}": float(x) for side, of in metrics.items() for name, x in of.items()}
-            value = row[f"val/{self.config.train.select}"]
+            result = evaluate(
+                self.model, self.val, config, store=self.val_store, progress=False, ranks=self.ranks
+            )
+            for side, metrics in result.metrics.items():
+                row |= {f"val/{side}/{name}": float(value) for name, value in metrics.items()}
+            selecting = row[f"val/{self.config.train.select}"]
         self._log(row)
-        self._save(value)
+        self._save(selecting)
 
     def _preload_val(self, progress: bool) -> FrameStore | None:
         """The frames of `val`; what cannot be read is left to `evaluate`, which counts it."""

@@ -15,7 +15,8 @@ from xclip_lab.attention import check_explainable, replaced, tap_names
 from xclip_lab.clips import Clip, FrameStore
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
-from xclip_lab.evaluation import encode, score
+from xclip_lab.encoding import encode
+from xclip_lab.evaluation import score
 from xclip_lab.metrics import retrieval_metrics
 from xclip_lab.model import RetrievalModel
 from xclip_lab.tokens import TokenSet

@@ -18,6 +18,7 @@ from xclip_lab import frame_folder, indexed, sampling
 from xclip_lab.container import VideoInfo, open_container, probe, reason
 from xclip_lab.errors import VideoError
 from xclip_lab.indexed import PacketIndex
+from xclip_lab.memory import available_memory
 
 try:
     import decord
@@ -151,17 +152,6 @@ def iterate_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[in
         yield from _upright_frames(info, wanted, _pyav_frames(info, wanted))
     except Exception as error:
         raise VideoError(f"{info.path}: PyAV: {reason(error)}") from error
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, None where the system does not tell."""
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(
-                (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None
-            )
-    except OSError:
-        return None
 
 
 def _check_memory(info: VideoInfo, count: int) -> None:

@@ -1,5 +1,6 @@
 """AOSM in tiles is the formula: scores and gradients, in every mode, however sharp and however large."""
 
+import importlib.util
 from itertools import product
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.unit.tiny import tiny
-from xclip_lab.aosm import blocked, tile
+from xclip_lab.aosm import blocked, kernels, tile
 from xclip_lab.aosm.formula import attend, pool
 from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import ConfigError
+from xclip_lab.heads import xclip
 from xclip_lab.tokens import TokenSet
 
 MASKS = [(), ("words",), ("frames",), ("words", "frames")]
@@ -132,6 +134,95 @@ def test_float32_is_finite_however_far_apart(far):
     assert_same(case.matrix(blocked.matrix_aosm, 0.01), case.matrix(formula, 0.01), 1e-4)
 
 
+def test_what_is_no_aosm_is_refused_in_one_line():
+    case = Case((3, 4, 5, 3, 8), 0.1)
+    words, frames, matrices = case.words, case.frames, case.matrices
+    for tau in (0.0, -1.0, torch.nan):
+        with pytest.raises(ConfigError, match=f"^temperature: {tau} is not allowed"):
+            blocked.matrix_aosm(words, frames, matrices, tau)
+        with pytest.raises(ConfigError, match=f"^temperature: {tau} is not allowed"):
+            blocked.vector_aosm(words, case.pooled, matrices.word, tau)
+    with pytest.raises(ConfigError, match=r"takes matrices and masks of these sizes: .* got \[\(3, 3\)"):
+        blocked.matrix_aosm(words, frames, matrices._replace(word=matrices.frame), 0.1)
+    with pytest.raises(ConfigError, match="takes matrices and masks"):
+        blocked.vector_aosm(words, case.pooled, matrices.word, 0.1, torch.ones(2, 5))
+
+
+@pytest.mark.parametrize(("texts", "videos"), [(0, 4), (3, 0)])
+def test_nothing_to_score(texts, videos):
+    case = Case((3, 4, 5, 3, 8), 0.1)
+    words, frames = (value.requires_grad_() for value in (case.words, case.frames))
+    scores = blocked.matrix_aosm(words[:texts], frames[:videos], case.matrices, 0.1)
+    assert scores.shape == (texts, videos)
+    scores.sum().backward()
+    assert not words.grad.any()
+    assert not frames.grad.any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_nan_and_padding_alone_stay_in_their_row_and_column(masked):
+    case = Case((5, 6, 5, 3, 8), 0.1, ("words", "frames") if masked else ())
+    clean = blocked.matrix_aosm(case.words, case.frames, case.matrices, 0.01, case.word_mask, case.frame_mask)
+    case.words[1, 0, 3] = case.frames[4, 0, 0] = torch.nan
+    if masked:
+        case.word_mask[2] = 0
+        case.words[3, case.word_mask[3] == 0] = torch.nan  # padding is never looked at
+    arguments = (case.words, case.frames, case.matrices, 0.01, case.word_mask, case.frame_mask)
+    scores = blocked.matrix_aosm(*arguments)
+    torch.testing.assert_close(scores, formula(*arguments), equal_nan=True)
+    lost = torch.zeros_like(scores, dtype=torch.bool)
+    lost[[1, 2] if masked else [1]] = lost[:, 4] = True
+    assert torch.equal(scores.isnan(), lost)
+    torch.testing.assert_close(scores[~lost], clean[~lost])
+
+
+def test_only_the_gradients_that_are_wanted(monkeypatch):
+    case = Case((5, 6, 5, 3, 8), 0.1)
+    all_of_them = case.matrix(blocked.matrix_aosm, 0.05)
+    frames = case.frames.clone().requires_grad_()
+    monkeypatch.setattr(tile.torch, "bmm", counted := _Counted(torch.bmm))
+    scores = blocked.matrix_aosm(case.words, frames, case.matrices, 0.05)
+    (scores * case.weight).sum().backward()
+    torch.testing.assert_close(frames.grad, all_of_them[2])
+    alone, counted.calls = counted.calls, 0
+    case.matrix(blocked.matrix_aosm, 0.05)
+    assert alone < counted.calls  # nothing of the matrices' gradients
+
+
+class _Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *given, **named):
+        self.calls += 1
+        return self.function(*given, **named)
+
+
+def test_a_second_derivative_is_refused():
+    case = Case((3, 4, 5, 3, 8), 0.1)
+    words = case.words.requires_grad_()
+    scores = blocked.matrix_aosm(words, case.frames, case.matrices, 0.05)
+    (gradient,) = torch.autograd.grad(scores.square().sum(), words, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_what_it_runs_within_does_not_count(threads, around):
+    case = Case((10, 20, 6, 4, 8), 0.1, dtype=torch.float32)
+    frames = case.frames.transpose(0, 1).contiguous().transpose(0, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected = blocked.matrix_aosm(case.words, case.frames, case.matrices, 0.01)
+        with around():
+            found = blocked.matrix_aosm(case.words, frames, case.matrices, 0.01)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, expected)
+
+
 def test_the_three_ways_of_the_exponential_are_taken():
     scores = torch.tensor([-60.0, 60.0])
     assert tile._common_shift(scores) == 0.0
@@ -196,6 +287,22 @@ def test_a_hooked_tap_brings_the_formula_back():
         assert model.head.backend_on(device) == "formula"
     with model.head.scores["frame-word"].register_forward_hook(lambda *_: None):
         assert model.head.backend_on(device) == "blocked"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here")
+def test_kernels_that_fail_give_way_to_tiles(monkeypatch):
+    """Of `auto` only, with a word about it; the stamp then says what was used."""
+    text, video = random_features(0, 5, 8).to(torch.float32), random_features(1, 5, 4).to(torch.float32)
+    expected = tiny(**{"temporal.agg_module": "meanP"}).similarity(text, video)
+    monkeypatch.setattr(xclip, "choose", lambda asked, device: "triton")
+    monkeypatch.setattr(kernels, "available", lambda device: None)  # and then there is no GPU to launch on
+    asked = tiny(**{"temporal.agg_module": "meanP", "head.backend": "triton"})
+    with pytest.raises(ConfigError, match=r"the Triton kernels fail on cpu: .*; use another backend"):
+        asked.similarity(text, video)
+    model = tiny(**{"temporal.agg_module": "meanP"})
+    with pytest.warns(UserWarning, match="in tiles from here on: the Triton kernels fail on cpu"):
+        torch.testing.assert_close(model.similarity(text, video), expected)
+    assert model.head.backend_on(torch.device("cpu")) == "blocked"
 
 
 def test_kernels_are_refused_where_there_is_no_gpu():

@@ -159,7 +159,7 @@ def test_preloading_broken_files(with_broken):
 
 
 def test_preloading_more_than_fits_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(clips_module.video, "available_memory", lambda: 10**5)
+    monkeypatch.setattr(clips_module, "available_memory", lambda: 10**5)
     with pytest.raises(DatasetError, match=r"preload.*GiB.*preload=false"):
         preload(clips_of(folder), progress=False)
 

@@ -216,6 +216,14 @@ def test_a_run_from_clips_to_metrics(clips, run_dir, capsys):
     assert line.split()[-4] == f"{result.metrics['t2v']['R@1']:.1f}"
 
 
+def test_the_backend_of_an_evaluation(run_dir, tmp_path, capsys):
+    words = ["evaluate", str(run_dir), "--out", str(tmp_path / "out"), "--backend"]
+    assert main([*words, "formula"]) == 0
+    assert Result.load(tmp_path / "out").stamp["backend"] == "formula"
+    line = refused(capsys, *words, "fast")
+    assert line.endswith("backend: 'fast' is not one of auto, formula, blocked, triton")
+
+
 def test_a_reranked_result_stands_beside_the_raw_one(clips, run_dir, tmp_path, capsys):
     for method in ("qb_norm", "dual_softmax"):
         capsys.readouterr()

@@ -28,5 +28,5 @@ def test_what_a_video_costs_is_not_paid_a_pair():
 
 def test_glscl_never_multiplies_by_weight_fc():
     cost = scoring_cost(tiny(**{"head": {"name": "glscl", "feed_forward": 16}}))
-    assert cost.pair == pytest.approx(8 * D + F * D + F * D + D)  # queries, weights, weighted sum, cosine
+    assert cost.pair == pytest.approx(8 * D + F * D + F * F)  # queries, weights, length of the weighted sum
     assert cost.gmac(1000, 1000) < 1e6 * (2 * D * 4 * D) / 1e9  # less than weight_fc's first layer alone

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.unit import training
+from tests.unit.ranks import complaint, returned, run_ranks
 from tests.unit.tiny import TINY
 from tests.unit.training import (
     STEPS,
@@ -37,9 +37,10 @@ from xclip_lab.__main__ import main
 from xclip_lab.clips import FrameStore
 from xclip_lab.config import presets
 from xclip_lab.distributed import PeerLost, Ranks, connected, joined, local_device
-from xclip_lab.errors import TrainingError, UserError
+from xclip_lab.errors import TrainingError
 from xclip_lab.model import official_name
 from xclip_lab.optim import create_optimizer
+from xclip_lab.result import Result
 from xclip_lab.resume import Checkpoints
 from xclip_lab.step import Stepper
 
@@ -52,47 +53,6 @@ def processes():
     context = real_processes()
     context.set_forkserver_preload([__name__, "torch.utils.tensorboard"])
     return context
-
-
-def run_ranks(processes, folder: Path, target, *args, world: int = 2) -> list[int | None]:
-    """`target(*args)` in processes with torchrun's environment; their exit codes, 2 for a user's error. What
-    they return or complain of lies in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [
-        processes.Process(target=_rank, args=(rank, world, port, folder, target, args))
-        for rank in range(world)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-        child.kill()
-        child.join()
-    return [child.exitcode for child in children]
-
-
-def _rank(rank: int, world: int, port: int, folder: Path, target, args) -> None:
-    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world}", "LOCAL_RANK": f"{rank}"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # loader workers as in a process of its own
-    try:
-        torch.save(target(*args), folder / f"{rank}.pt")
-    except UserError as error:
-        (folder / f"{rank}.txt").write_text(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def returned(folder: Path, rank: int):
-    return torch.load(folder / f"{rank}.pt", weights_only=False)
-
-
-def complaint(folder: Path, rank: int) -> str:
-    return (folder / f"{rank}.txt").read_text()
 
 
 def pairs(rows: list[int]) -> Batch | None:
@@ -156,6 +116,12 @@ def test_gradients_are_those_of_one_process(processes, tmp_path, preset):
     """Of every method."""
     whole = step([[[0, 1, 2, 3, 4, 5]]], preset)
     found = step_of_two(processes, tmp_path, [[[0, 1, 2]], [[3, 4, 5]]], preset=preset)
+    assert_equal_steps(found, whole)
+
+
+def test_cached_gradients_are_those_of_one_process(processes, tmp_path):
+    whole = step([[[0, 1, 2, 3, 4, 5]]])
+    found = step_of_two(processes, tmp_path, [[[0, 1, 2]], [[3, 4, 5]]], **{"train.tower_chunk": 2})
     assert_equal_steps(found, whole)
 
 
@@ -237,7 +203,7 @@ def test_a_run_of_two_processes_is_that_of_one(processes, tmp_path, overrides):
     codes = run_ranks(processes, tmp_path, functools.partial(_train_in_own_folder, tmp_path, overrides))
     assert codes == [0, 0]
     (found, first_validated), (other, other_validated) = returned(tmp_path, 0), returned(tmp_path, 1)
-    assert (validated, first_validated, other_validated) == (2, 2, 0)
+    assert (validated, first_validated, other_validated) == (2, 2, 2)
     assert other == found
     assert found["steps"] == alone["steps"] == 4
     assert found["stamp"] == pytest.approx(alone["stamp"])
@@ -420,7 +386,7 @@ def small_run(folder: Path) -> list[str]:
     return ["train", "--preset", "quickstart", *(f"--{key}={value}" for key, value in sizes.items())]
 
 
-def test_the_command_under_torchrun(tmp_path, capsys):
+def test_the_commands_under_torchrun(tmp_path, capsys):
     done = subprocess.run([*TORCHRUN, *small_run(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"run folder {tmp_path / 'run'}") == 1
@@ -430,3 +396,13 @@ def test_the_command_under_torchrun(tmp_path, capsys):
     assert main(small_run(tmp_path)) == 0  # a finished run is one process's as well
     assert "trained for 12 steps" in capsys.readouterr().out
     assert training.resume.read_stamp(tmp_path / "run/checkpoints/best", tmp_path / "run")["step"] == 12
+    words = ["evaluate", str(tmp_path / "run"), "--evaluation.batch_size=4", "--out"]
+    assert main([*words, str(tmp_path / "alone")]) == 0
+    command = [*TORCHRUN, *words, str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"saved in {tmp_path / 'two'}") == 1
+    alone, two = Result.load(tmp_path / "alone"), Result.load(tmp_path / "two")
+    np.testing.assert_allclose(two.similarity, alone.similarity, rtol=1e-4, atol=1e-4)
+    assert two.metrics == alone.metrics
+    assert two.stamp == alone.stamp

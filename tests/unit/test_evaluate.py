@@ -20,8 +20,9 @@ from xclip_lab.checkpoint import load_model, save_model
 from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import RunConfig, load_config, save_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
+from xclip_lab.encoding import encode_texts
 from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, UserError
-from xclip_lab.evaluation import encode_texts, evaluate, rank_in_blocks, score, video_clusters
+from xclip_lab.evaluation import evaluate, rank_in_blocks, score, video_clusters
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
 from xclip_lab.model import Origin, RetrievalModel, create_model
 from xclip_lab.result import Result, ResultError

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xclip_lab import create_model, evaluate, study
+from xclip_lab.encoding import encode
 from xclip_lab.errors import ConfigError, DatasetError
-from xclip_lab.evaluation import encode, score
+from xclip_lab.evaluation import score
 from xclip_lab.metrics import MetricError, ranks, retrieval_metrics
 from xclip_lab.rerank import dual_softmax, qb_norm
 from xclip_lab.result import Result, ResultError

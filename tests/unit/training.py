@@ -38,8 +38,8 @@ class NoisyModel(RetrievalModel):
         super().__init__(config)
         self.dropout = nn.Dropout(0.2)
 
-    def encode_text(self, token_ids, mask) -> TokenSet:
-        text = super().encode_text(token_ids, mask)
+    def text_set(self, sentence, words, mask) -> TokenSet:
+        text = super().text_set(sentence, words, mask)
         return TokenSet(text.pooled, self.dropout(text.tokens), text.mask)
 
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from xclip_lab.aosm.formula import pool
-from xclip_lab.aosm.matrices import Matrices
+from xclip_lab.aosm.matrices import Matrices, check
 from xclip_lab.aosm.tile import matrix_gradient, matrix_score, vector_gradient, vector_score
 from xclip_lab.parallel import in_threads, workers_on
 
@@ -33,12 +34,12 @@ class _Kind(NamedTuple):
 
     Attributes:
         score: `(tile [t, W, F, v], matrices, masks) -> [t, v]`.
-        gradient: `(tile, matrices, masks, grad [t, v]) -> (of the tile, of each matrix)`.
-            The masks are `[t, W, 1, 1]` and `[1, 1, F, v]`, or None.
+        gradient: `(tile, matrices, masks, grad [t, v], learn) -> (of the tile, of each matrix)`, of no
+            matrix unless `learn`. The masks are `[t, W, 1, 1]` and `[1, 1, F, v]`, or None.
     """
 
     score: Callable[[Tensor, Sequence[Tensor], Masks], Tensor]
-    gradient: Callable[[Tensor, Sequence[Tensor], Masks, Tensor], tuple[Tensor, Sequence[Tensor]]]
+    gradient: Callable[[Tensor, Sequence[Tensor], Masks, Tensor, bool], tuple[Tensor, Sequence[Tensor]]]
 
 
 def matrix_aosm(
@@ -57,8 +58,13 @@ def matrix_aosm(
         word_mask: `[T, W]`, frame_mask: `[V, F]`, 1 = real; None for the official behaviour.
 
     Returns:
-        `[T, V]` in the features' precision, at least float32.
+        `[T, V]` in the features' precision, at least float32. A NaN in a text or video stays in its row or
+        column; a text or video of padding alone has NaN.
+
+    Raises:
+        ConfigError: a temperature that is not above 0, or sizes that do not fit together.
     """
+    check(words, frames, matrices, temperature, word_mask, frame_mask)
     kind = _Kind(matrix_score, matrix_gradient)
     scores = _tiled(kind, words, frames, matrices, temperature, word_mask, frame_mask)
     return scores * (temperature / 2)
@@ -76,6 +82,7 @@ def vector_aosm(
     Returns:
         `[A, B]`, as `matrix_aosm`.
     """
+    check(tokens, pooled[:, None], Matrices.of_vectors(mixing), temperature, mask, None)
     kind = _Kind(vector_score, vector_gradient)
     return _tiled(kind, tokens, pooled[:, None], [mixing], temperature, mask, None) * temperature
 
@@ -121,7 +128,7 @@ def _pool(scores: Tensor, how: str, axis: int, real: Tensor | None) -> Tensor:
 def _by_autograd(score: Callable[..., Tensor]) -> _Kind:
     """The kind of a `score` without matrices, whose gradient nobody wrote out."""
 
-    def gradient(tile: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor):
+    def gradient(tile: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor, learn: bool):
         with torch.enable_grad():
             leaf = tile.detach().requires_grad_()
             return *torch.autograd.grad(score(leaf, matrices, masks), leaf, grad), []
@@ -138,16 +145,19 @@ def _tiled(
     row_mask: Tensor | None,
     column_mask: Tensor | None,
 ) -> Tensor:
-    precision = torch.promote_types(rows.dtype, torch.float32)
+    precision = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
     rows, columns = rows.to(precision), columns.to(precision)
+    if not len(rows) or not len(columns):
+        return torch.einsum("twd,vfd->tv", rows, columns)  # empty, with its gradient
     if columns.numel() < rows.numel():  # the smaller is the quicker to scale
         columns = columns / temperature
     else:
         rows = rows / temperature
     if row_mask is not None:  # a padded score is 0 and has no gradient
-        rows = rows * row_mask[..., None]
+        rows = rows.masked_fill(~row_mask.bool()[..., None], 0.0)
     if column_mask is not None:
-        columns = columns * column_mask[..., None]
+        columns = columns.masked_fill(~column_mask.bool()[..., None], 0.0)
+    matrices = [matrix.to(precision) for matrix in matrices]
     return _Tiled.apply(kind, rows, columns, row_mask, column_mask, *matrices)
 
 
@@ -169,41 +179,50 @@ class _Tiled(torch.autograd.Function):
                     tile = layout.tile(flat @ of_videos.T, rows.shape[1])
                     scores[texts, videos] = kind.score(tile, matrices, (_over_tile(row_mask, texts), real))
 
-        for _ in in_threads(work, *_shares(rows)):
-            pass
+        with torch.autocast(rows.device.type, enabled=False):
+            for _ in in_threads(work, *_shares(rows)):
+                pass
         return scores
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, row_mask, column_mask, *matrices = ctx.saved_tensors
         (grad,), kind = grads, ctx.kind
+        needs_rows, needs_columns = ctx.needs_input_grad[1:3]
+        learned = matrices if any(ctx.needs_input_grad[5:]) else []
         layout = _Layout(columns, column_mask, share=3)  # a gradient has several tensors of a tile's size
         of_rows = torch.empty_like(rows)
 
         def work(share: slice) -> tuple[list[Tensor], list[Tensor]]:
             of_columns = [torch.zeros_like(part) for _, part, _ in layout.columns]
-            of_matrices = [torch.zeros_like(matrix) for matrix in matrices]
+            of_matrices = [torch.zeros_like(matrix) for matrix in learned]
             for texts in layout.row_tiles(share, rows.shape[1]):
                 flat = rows[texts].flatten(0, 1)
                 of_flat = torch.zeros_like(flat)
                 real_rows = _over_tile(row_mask, texts)
                 for place, (videos, of_videos, real) in enumerate(layout.columns):
                     tile = layout.tile(flat @ of_videos.T, rows.shape[1])
-                    of_tile, more = kind.gradient(tile, matrices, (real_rows, real), grad[texts, videos])
+                    of_tile, more = kind.gradient(
+                        tile, matrices, (real_rows, real), grad[texts, videos], bool(learned)
+                    )
                     of_products = of_tile.reshape(len(flat), -1)
-                    of_flat.addmm_(of_products, of_videos)
-                    of_columns[place].addmm_(of_products.T, flat)
+                    if needs_rows:
+                        of_flat.addmm_(of_products, of_videos)
+                    if needs_columns:
+                        of_columns[place].addmm_(of_products.T, flat)
                     for whole, part in zip(of_matrices, more, strict=True):
                         whole += part
                 of_rows[texts] = of_flat.view_as(rows[texts])
             return of_columns, of_matrices
 
-        shares = list(in_threads(work, *_shares(rows)))
+        with torch.autocast(rows.device.type, enabled=False):
+            shares = list(in_threads(work, *_shares(rows)))
         of_columns = layout.back(
             [sum(parts) for parts in zip(*(columns for columns, _ in shares), strict=True)]
         )
         of_matrices = [sum(parts) for parts in zip(*(more for _, more in shares), strict=True)]
-        return None, of_rows, of_columns, None, None, *of_matrices
+        return None, of_rows, of_columns, None, None, *(of_matrices or [None] * len(matrices))
 
 
 class _Layout:

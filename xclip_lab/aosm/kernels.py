@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xclip_lab.aosm.matrices import Matrices
+from xclip_lab.aosm.matrices import Matrices, check
 from xclip_lab.errors import ConfigError
 
 _CHUNK = 2**23  # numbers of the scores' gradient at a time: 32 MiB
@@ -86,7 +86,7 @@ def matrix_aosm(
     Raises:
         ConfigError: a device, precision, shape or temperature that the kernels do not take.
     """
-    _check(words, frames, matrices, temperature, word_mask, frame_mask)
+    _refuse(words, frames, matrices, temperature, word_mask, frame_mask)
     if not len(words) or not len(frames):
         return torch.einsum("twd,vfd->tv", words.float(), frames.float())  # empty, with its gradient
     return _Aosm.apply(words, frames, *matrices, temperature, word_mask, frame_mask)
@@ -106,11 +106,10 @@ def vector_aosm(
     Returns:
         `[A, B]`, as `matrix_aosm`.
     """
-    one = mixing.new_ones(1, 1)
-    return matrix_aosm(tokens, pooled[:, None], Matrices(mixing, one, mixing, one), temperature, mask)
+    return matrix_aosm(tokens, pooled[:, None], Matrices.of_vectors(mixing), temperature, mask)
 
 
-def _check(
+def _refuse(
     words: Tensor,
     frames: Tensor,
     matrices: Matrices,
@@ -125,20 +124,8 @@ def _check(
             f"the Triton kernels take features in float16 or float32, got {_name(words)} words and "
             f"{_name(frames)} frames; convert both (bfloat16 is too coarse for AOSM: it moves maxima)"
         )
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature: {temperature} is not allowed (a number above 0)")
-    (texts, length, width), (videos, count, _) = words.shape, frames.shape
-    expected = [(videos, count, width), (length, length), (count, count), (length, length), (count, count)]
-    given = [frames, *matrices]
-    for mask, shape in ((word_mask, (texts, length)), (frame_mask, (videos, count))):
-        if mask is not None:
-            given.append(mask)
-            expected.append(shape)
-    if [tuple(tensor.shape) for tensor in given] != expected:
-        raise ConfigError(
-            f"AOSM of words {list(words.shape)} and frames {list(frames.shape)} takes matrices and masks of "
-            f"these sizes: {expected[1:]}, got {[tuple(tensor.shape) for tensor in given[1:]]}"
-        )
+    check(words, frames, matrices, temperature, word_mask, frame_mask)
+    length, count = words.shape[1], frames.shape[1]
     if _padded(length, False) * _padded(count, False) > _MOST:
         raise ConfigError(
             f"a matrix of {length} words and {count} frames does not fit the Triton kernels (128 x 128 "
@@ -282,14 +269,15 @@ class _Plan(NamedTuple):
         return -(-texts // self.texts) * -(-self.all_videos // (self.videos << self.tile.twice))
 
     def launch(self, name: str, texts: int, *arguments: Any) -> None:
-        from xclip_lab.aosm import programs
-
         device = arguments[0].device
         options = {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
         try:
+            from xclip_lab.aosm import programs
+
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 getattr(programs, name)[(self.programs(texts),)](*arguments, **self.constants, **options)
-        except programs.OutOfResources as error:
+        except Exception as error:  # no C compiler, a driver that is too old, more than a program may have
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"the Triton kernels do not fit {device}: {error}; use another backend"
+                f"the Triton kernels fail on {device}: {reason}; use another backend"
             ) from error

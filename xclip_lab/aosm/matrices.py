@@ -1,10 +1,13 @@
-"""The learned matrices of AOSM."""
+"""The learned matrices of AOSM, and what goes with them."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
+
+from xclip_lab.errors import ConfigError
 
 
 class Matrices(NamedTuple):
@@ -17,3 +20,38 @@ class Matrices(NamedTuple):
     frame: Tensor
     word2: Tensor
     frame2: Tensor
+
+    @classmethod
+    def of_vectors(cls, mixing: Tensor) -> Matrices:
+        """Of tokens that meet one vector: a video with a single frame, over which nothing is weighed."""
+        one = mixing.new_ones(1, 1)
+        return cls(mixing, one, mixing, one)
+
+
+def check(
+    words: Tensor,
+    frames: Tensor,
+    matrices: Matrices,
+    temperature: float,
+    word_mask: Tensor | None,
+    frame_mask: Tensor | None,
+) -> None:
+    """Refuse what is no AOSM; the arguments are those of `blocked.matrix_aosm`.
+
+    Raises:
+        ConfigError: a temperature that is not above 0, or sizes that do not fit together.
+    """
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature: {temperature} is not allowed (a number above 0)")
+    (texts, length, width), (videos, count, _) = words.shape, frames.shape
+    expected = [(videos, count, width), (length, length), (count, count), (length, length), (count, count)]
+    given = [frames, *matrices]
+    for mask, shape in ((word_mask, (texts, length)), (frame_mask, (videos, count))):
+        if mask is not None:
+            given.append(mask)
+            expected.append(shape)
+    if [tuple(tensor.shape) for tensor in given] != expected:
+        raise ConfigError(
+            f"AOSM of words {list(words.shape)} and frames {list(frames.shape)} takes matrices and masks of "
+            f"these sizes: {expected[1:]}, got {[tuple(tensor.shape) for tensor in given[1:]]}"
+        )

@@ -9,7 +9,6 @@ of the second, x, y its results.
 
 import triton
 import triton.language as tl
-from triton.runtime.errors import OutOfResources as OutOfResources
 
 
 @triton.jit

@@ -87,9 +87,9 @@ def matrix_score(scores: Tensor, matrices: Sequence[Tensor], masks: Masks) -> Te
 
 
 def matrix_gradient(
-    scores: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor
+    scores: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor, learn: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Of the tile and of the four matrices, for `grad [t, v]` of `matrix_score`."""
+    """Of the tile and, where they `learn`, of the four matrices, for `grad [t, v]` of `matrix_score`."""
     word, frame, word2, frame2 = matrices
     first = _First.of(scores, matrices, masks)
     sentence_to_frame, video_to_word = _second(first, matrices, masks)
@@ -100,6 +100,8 @@ def matrix_gradient(
     of_scores = _over_words(word.T, over_words) + _mix(frame.T, over_frames)
     of_scores.addcmul_(over_words, first.mixed_words - first.a[:, None])
     of_scores.addcmul_(over_frames, first.mixed_frames - first.b[:, :, None])
+    if not learn:
+        return of_scores, ()
     of_word = torch.bmm(over_words.flatten(2), scores.flatten(2).transpose(1, 2)).sum(0)
     of_frame = torch.bmm(over_frames.flatten(0, 1), scores.flatten(0, 1).transpose(1, 2)).sum(0)
     return of_scores, (of_word, of_frame, of_word2, of_frame2)
@@ -111,11 +113,11 @@ def vector_score(scores: Tensor, matrices: Sequence[Tensor], masks: Masks) -> Te
 
 
 def vector_gradient(
-    scores: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor
+    scores: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor, learn: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Of the tile and of the one matrix."""
+    """Of the tile and, where it is to `learn`, of the one matrix."""
     of_scores, of_mixing = _attended_words(scores, matrices, masks).gradient(matrices[0], grad)
-    return of_scores, (of_mixing,)
+    return of_scores, (of_mixing,) if learn else ()
 
 
 def _attended_words(scores: Tensor, matrices: Sequence[Tensor], masks: Masks) -> _Attended:

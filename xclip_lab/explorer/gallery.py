@@ -18,8 +18,9 @@ from xclip_lab.batching import Batch, make_loader
 from xclip_lab.clips import BrokenClip, Clip, ClipDataset
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
+from xclip_lab.encoding import encode, encode_texts, encode_videos
 from xclip_lab.errors import ConfigError, DatasetError, UserError
-from xclip_lab.evaluation import encode, encode_texts, encode_videos, score
+from xclip_lab.evaluation import score
 from xclip_lab.explorer.settings import Settings, rescored
 from xclip_lab.features import left_out
 from xclip_lab.metrics import ranks

@@ -27,6 +27,7 @@ MARGIN = 0.1
 """Between the similarity of a query with itself and with another one (intra-diversity)."""
 OVERLAP = 0.75
 """What inter-consistency wants the summed similarity of matching queries to be (ledger 18)."""
+_TINY = 1e-12  # what is shorter counts as so long, as torch's `normalize` has it
 QUERIES = "queries"
 """The name of the attended queries in `TokenSet.extra`."""
 
@@ -142,10 +143,16 @@ class GlsclHead(Head):
         The weights are multiplied by the mask after a softmax in which padded frames took part, and not made
         to sum to 1 again: a cosine does not mind.
         """
-        scores = torch.einsum("td,vfd->tvf", text.pooled, video.tokens) / self.config.temp
-        weights = self.frame_softmax(masked_softmax(scores, self._mask(video.mask), -1)) * video.mask
-        conditioned = normalize(torch.einsum("tvf,vfd->tvd", weights, video.tokens), dim=-1)
-        return torch.einsum("td,tvd->tv", normalize(text.pooled, dim=-1), conditioned)
+        frames = video.tokens
+        scores = torch.einsum("td,vfd->tvf", text.pooled, frames)
+        weights = masked_softmax(scores / self.config.temp, self._mask(video.mask), -1)
+        weights = self.frame_softmax(weights) * video.mask
+        # The pooled video [T, V, D] itself is never needed: with the frames' Gram matrix G its length is
+        # sqrt(w^T G w), and its product with the sentence the weighted sum of the frames'.
+        across = torch.einsum("tvf,vfe->tve", weights, frames @ frames.mT)
+        length = (across * weights).sum(-1).clamp(min=_TINY**2).sqrt()
+        own_length = text.pooled.norm(dim=-1, keepdim=True).clamp(min=_TINY)
+        return (weights * scores).sum(-1) / own_length / length
 
 
 def inter_consistency(of_texts: Tensor, of_videos: Tensor, beta: float, per_pair: bool = False) -> Tensor:

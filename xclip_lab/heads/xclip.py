@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,7 @@ class XClipHead(Head):
     def __init__(self, config: XClipConfig, width: int, max_words: int, max_frames: int) -> None:
         super().__init__()
         self.config, self.max_words, self.max_frames = config, max_words, max_frames
+        self._kernels_fail = False
         self.global_mat_weight = nn.Parameter(torch.eye(width))
         self.local_mat_weight = nn.Parameter(torch.eye(width))
         if config.fusion == "aosm":
@@ -133,6 +135,7 @@ class XClipHead(Head):
         tiles, `triton` on GPUs; `auto` is the fastest of them that can be had.
 
         It is the formula while something hooks one of their taps, and for `transformer`, which has no tiles.
+        `auto` falls back to tiles, and says so, where the kernels turn out to fail.
 
         Raises:
             ConfigError: a backend that cannot be used there.
@@ -140,7 +143,9 @@ class XClipHead(Head):
         chosen = choose(self.config.backend, device)
         if self.config.fusion == "transformer" or self._watched():
             return "formula"
-        return "blocked" if chosen == "triton" and self.config.fusion != "aosm" else chosen
+        if chosen == "triton" and (self.config.fusion != "aosm" or self._kernels_fail):
+            return "blocked"
+        return chosen
 
     def block_on(self, device: torch.device) -> tuple[int, int]:
         """Where tiles bound the memory, what is computed of a text once a block pays with many videos."""
@@ -179,7 +184,7 @@ class XClipHead(Head):
         if self.config.fusion != "aosm":
             return blocked.vector_pool(tokens, pooled, self.config.fusion.split("-")[1], mask)
         weight = getattr(self, mixing)
-        return tiles(backend).vector_aosm(tokens, pooled, weight, self.config.temperature, mask)
+        return self._aosm(backend, "vector_aosm", tokens, pooled, weight, self.config.temperature, mask)
 
     def _matrix(self, backend: Backend, of: _Features) -> Tensor:
         words, masks = of.words @ self.local_mat_weight, (of.word_mask, of.frame_mask)
@@ -188,7 +193,17 @@ class XClipHead(Head):
         matrices = Matrices(
             self.word_mat_weight, self.frame_mat_weight, self.word_mat_weight2, self.frame_mat_weight2
         )
-        return tiles(backend).matrix_aosm(words, of.frames, matrices, self.config.temperature, *masks)
+        return self._aosm(backend, "matrix_aosm", words, of.frames, matrices, self.config.temperature, *masks)
+
+    def _aosm(self, backend: Backend, name: str, *arguments: Any) -> Tensor:
+        try:
+            return getattr(tiles(backend), name)(*arguments)
+        except ConfigError as error:
+            if backend != "triton" or self.config.backend != "auto":
+                raise
+            self._kernels_fail = True
+            warnings.warn(f"AOSM is computed in tiles from here on: {error}", stacklevel=2)
+            return getattr(blocked, name)(*arguments)
 
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.word_similarity(torch.einsum("twd,vd->tvw", words, video))
