@@ -1,15 +1,19 @@
-"""What fits into memory, and what goes to the disk."""
+"""What fits into memory, and what goes to the disk. Importing it does not load torch, for those who only look
+at files."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.lib.format import open_memmap
 
 from xclip_lab.errors import DatasetError, disk_remedy
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_memory() -> int | None:
@@ -29,16 +33,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     True
     """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
     told = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can be had on a device, None where nothing tells."""
     if device.type != "cuda":
         return available_memory()
+    import torch
+
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
