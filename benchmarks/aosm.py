@@ -20,8 +20,7 @@ from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.measure import MIB, Machine, Row, in_turn, peak_of, report
-from xclip_lab.aosm.blocked import matrix_aosm
-from xclip_lab.aosm.formula import attend
+from xclip_lab.aosm import blocked, formula
 from xclip_lab.aosm.matrices import Matrices
 
 WORDS, FRAMES, WIDTH, TAU = 32, 12, 512, 0.01
@@ -36,6 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     batch, machine = arguments.batch, Machine.measured()
     features = related(batch)
+    for way in WAYS.values():  # what the first call of all sets up counts for neither
+        gradients(way, related(8))
     peaks = {name: peak_of(lambda way=way: gradients(way, features)) for name, way in WAYS.items()}
     seconds = in_turn(
         {name: lambda way=way: gradients(way, features) for name, way in WAYS.items()}, arguments.repeats
@@ -64,14 +65,7 @@ def related(batch: int) -> list[Tensor]:
     return [normalize(words, dim=-1), normalize(frames, dim=-1), *matrices, torch.randn(batch, batch)]
 
 
-def eager(words: Tensor, frames: Tensor, matrices: Matrices, tau: float) -> Tensor:
-    """Both stages as they read, all pairs at once (X-CLIP eq. 9 to 16)."""
-    scores = torch.einsum("twd,vfd->tvwf", words, frames)
-    a, b = attend(scores.transpose(2, 3), matrices.word, tau), attend(scores, matrices.frame, tau)
-    return (attend(a, matrices.frame2, tau) + attend(b, matrices.word2, tau)) / 2
-
-
-WAYS: dict[str, Callable[..., Tensor]] = {"ours": matrix_aosm, "eager": eager}
+WAYS: dict[str, Callable[..., Tensor]] = {"ours": blocked.matrix_aosm, "eager": formula.matrix_aosm}
 
 
 def gradients(way: Callable[..., Tensor], features: list[Tensor]) -> tuple[Tensor, ...]:

@@ -10,22 +10,13 @@ from torch.nn.functional import normalize
 from tests.unit.tiny import tiny
 from xclip_lab.aosm import blocked, kernels, tile
 from xclip_lab.aosm.formula import attend, pool
+from xclip_lab.aosm.formula import matrix_aosm as formula
 from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import xclip
 from xclip_lab.tokens import TokenSet
 
 MASKS = [(), ("words",), ("frames",), ("words", "frames")]
-
-
-def formula(words, frames, matrices, tau, word_mask=None, frame_mask=None):
-    """Both stages, whole (X-CLIP eq. 9 to 16)."""
-    scores = torch.einsum("twd,vfd->tvwf", words, frames)
-    of_words = None if word_mask is None else word_mask[:, None]
-    of_frames = None if frame_mask is None else frame_mask[None]
-    a = attend(scores.mT, matrices.word, tau, None if of_words is None else of_words[:, :, None])
-    b = attend(scores, matrices.frame, tau, None if of_frames is None else of_frames[:, :, None])
-    return (attend(a, matrices.frame2, tau, of_frames) + attend(b, matrices.word2, tau, of_words)) / 2
 
 
 class Case:
@@ -176,26 +167,41 @@ def test_nan_and_padding_alone_stay_in_their_row_and_column(masked):
     torch.testing.assert_close(scores[~lost], clean[~lost])
 
 
+def test_padding_alone_leaves_the_other_gradients_finite():
+    case = Case((5, 6, 5, 3, 8), 0.1, ("words", "frames"))
+    case.word_mask[2] = case.frame_mask[4] = 0
+    case.weight[2] = case.weight[:, 4] = 0
+    right = case.matrix(formula, 0.05)
+    case.words[3, case.word_mask[3] == 0] = torch.nan  # padding is never looked at
+    ours = case.matrix(blocked.matrix_aosm, 0.05)
+    assert right[1].isfinite().all()
+    assert_same(ours[1:3], right[1:3], 1e-12)
+
+
+def test_features_with_a_common_direction(monkeypatch):
+    """As CLIP's have: all scores lie near 1, and the exponential is shifted."""
+    case = Case((3, 70, 5, 3, 8), 0.05)
+    base = torch.randn(8, dtype=torch.float64)
+    case.words, case.frames = (normalize(0.1 * of + base, dim=-1) for of in (case.words, case.frames))
+    shifts = []
+    found_shift = tile._common_shift
+    monkeypatch.setattr(
+        tile, "_common_shift", lambda scores: shifts.append(found_shift(scores)) or shifts[-1]
+    )
+    assert_same(case.matrix(blocked.matrix_aosm, 0.01), case.matrix(formula, 0.01), 1e-12)
+    assert all(shift is not None and shift > 50 for shift in shifts)
+
+
 def test_only_the_gradients_that_are_wanted(monkeypatch):
     case = Case((5, 6, 5, 3, 8), 0.1)
     all_of_them = case.matrix(blocked.matrix_aosm, 0.05)
     frames = case.frames.clone().requires_grad_()
-    monkeypatch.setattr(tile.torch, "bmm", counted := _Counted(torch.bmm))
+    learned = []
+    monkeypatch.setattr(tile, "_of_mixing", lambda *given: learned.append(given))
     scores = blocked.matrix_aosm(case.words, frames, case.matrices, 0.05)
     (scores * case.weight).sum().backward()
     torch.testing.assert_close(frames.grad, all_of_them[2])
-    alone, counted.calls = counted.calls, 0
-    case.matrix(blocked.matrix_aosm, 0.05)
-    assert alone < counted.calls  # nothing of the matrices' gradients
-
-
-class _Counted:
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *given, **named):
-        self.calls += 1
-        return self.function(*given, **named)
+    assert not learned
 
 
 def test_a_second_derivative_is_refused():

@@ -1,14 +1,14 @@
 """Word x frame scores in tiles, with a backward of their own: memory for one tile, however many pairs.
 
 The features are all that is saved; the backward makes each tile's similarities again. A tile is laid out
-`[texts, words, frames, videos]`: with the videos innermost every reduction adds whole vectors, and a tile
-fits the cache of a core. The temperature goes into the features once, so that within a tile it is 1. The
-definition is `formula.py`.
+`[frames, videos, texts, words]` and fits the cache of a core: frames outermost and words innermost, mixing
+either by a learned matrix is one product of matrices. The temperature goes into the features once, so that
+within a tile it is 1. The definition is `formula.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -19,27 +19,25 @@ from torch.autograd.function import once_differentiable
 
 from xclip_lab.aosm.formula import pool
 from xclip_lab.aosm.matrices import Matrices, check
-from xclip_lab.aosm.tile import matrix_gradient, matrix_score, vector_gradient, vector_score
+from xclip_lab.aosm.tile import Masks, Mixing, matrix_gradient, matrix_score, vector_gradient, vector_score
 from xclip_lab.parallel import in_threads, workers_on
 
 _CACHE = 400_000  # numbers of a tile on the CPU, 1.6 MB
 _DEVICE = 2**25  # and elsewhere
 _VIDEOS = 64  # of a tile at most: enough for long vectors
 
-Masks = tuple[Tensor | None, Tensor | None]
-
 
 class _Kind(NamedTuple):
     """What is made of a tile of similarities.
 
     Attributes:
-        score: `(tile [t, W, F, v], matrices, masks) -> [t, v]`.
-        gradient: `(tile, matrices, masks, grad [t, v], learn) -> (of the tile, of each matrix)`, of no
-            matrix unless `learn`. The masks are `[t, W, 1, 1]` and `[1, 1, F, v]`, or None.
+        score: `(tile [F, v, t, W], mixings, masks) -> [v, t]`.
+        gradient: `(tile, mixings, masks, grad [v, t], learn) -> (of the tile, of each matrix)`, of no
+            matrix unless `learn`.
     """
 
-    score: Callable[[Tensor, Sequence[Tensor], Masks], Tensor]
-    gradient: Callable[[Tensor, Sequence[Tensor], Masks, Tensor, bool], tuple[Tensor, Sequence[Tensor]]]
+    score: Callable[[Tensor, Sequence[Mixing], Masks], Tensor]
+    gradient: Callable[[Tensor, Sequence[Mixing], Masks, Tensor, bool], tuple[Tensor, Sequence[Tensor]]]
 
 
 def matrix_aosm(
@@ -108,30 +106,30 @@ def vector_pool(tokens: Tensor, pooled: Tensor, how: str, mask: Tensor | None = 
     return _tiled(kind, tokens, pooled[:, None], [], 1.0, mask, None)
 
 
-def _pool_matrix(first: str, second: str, tile: Tensor, matrices: Sequence[Tensor], masks: Masks) -> Tensor:
-    """`tile [t, W, F, v]` to `[t, v]`, over words then frames plus over frames then words."""
+def _pool_matrix(first: str, second: str, tile: Tensor, mixings: Sequence[Mixing], masks: Masks) -> Tensor:
+    """`tile [F, v, t, W]` to `[v, t]`, over words then frames plus over frames then words."""
     words, frames = masks
-    per_frame, per_word = _pool(tile, first, 1, words), _pool(tile, first, 2, frames)
-    return _pool(per_frame, second, 1, None if frames is None else frames[:, 0]) + _pool(
-        per_word, second, 1, None if words is None else words[:, :, 0]
+    per_frame, per_word = pool(tile, first, words), _pool_frames(tile, first, frames)
+    return _pool_frames(per_frame, second, None if frames is None else frames[..., 0]) + pool(
+        per_word, second, None if words is None else words[0]
     )
 
 
-def _pool_words(how: str, tile: Tensor, matrices: Sequence[Tensor], masks: Masks) -> Tensor:
-    return _pool(tile, how, 1, masks[0])[:, 0]
+def _pool_frames(scores: Tensor, how: str, real: Tensor | None) -> Tensor:
+    return pool(scores.movedim(0, -1), how, None if real is None else real.movedim(0, -1))
 
 
-def _pool(scores: Tensor, how: str, axis: int, real: Tensor | None) -> Tensor:
-    return pool(scores.movedim(axis, -1), how, None if real is None else real.movedim(axis, -1))
+def _pool_words(how: str, tile: Tensor, mixings: Sequence[Mixing], masks: Masks) -> Tensor:
+    return pool(tile, how, masks[0])[0]
 
 
 def _by_autograd(score: Callable[..., Tensor]) -> _Kind:
     """The kind of a `score` without matrices, whose gradient nobody wrote out."""
 
-    def gradient(tile: Tensor, matrices: Sequence[Tensor], masks: Masks, grad: Tensor, learn: bool):
+    def gradient(tile: Tensor, mixings: Sequence[Mixing], masks: Masks, grad: Tensor, learn: bool):
         with torch.enable_grad():
             leaf = tile.detach().requires_grad_()
-            return *torch.autograd.grad(score(leaf, matrices, masks), leaf, grad), []
+            return *torch.autograd.grad(score(leaf, mixings, masks), leaf, grad), []
 
     return _Kind(score, gradient)
 
@@ -149,35 +147,29 @@ def _tiled(
     rows, columns = rows.to(precision), columns.to(precision)
     if not len(rows) or not len(columns):
         return torch.einsum("twd,vfd->tv", rows, columns)  # empty, with its gradient
-    if columns.numel() < rows.numel():  # the smaller is the quicker to scale
-        columns = columns / temperature
-    else:
-        rows = rows / temperature
-    if row_mask is not None:  # a padded score is 0 and has no gradient
-        rows = rows.masked_fill(~row_mask.bool()[..., None], 0.0)
-    if column_mask is not None:
-        columns = columns.masked_fill(~column_mask.bool()[..., None], 0.0)
     matrices = [matrix.to(precision) for matrix in matrices]
-    return _Tiled.apply(kind, rows, columns, row_mask, column_mask, *matrices)
+    return _Tiled.apply(kind, temperature, rows, columns, row_mask, column_mask, *matrices)
 
 
 class _Tiled(torch.autograd.Function):
     """`kind` of `rows [T, W, D]` times `columns [V, F, D]` by tiles, the texts shared out over the cores."""
 
     @staticmethod
-    def forward(ctx: Any, kind: _Kind, rows: Tensor, columns: Tensor, *rest: Tensor | None) -> Tensor:
-        ctx.kind = kind
+    def forward(
+        ctx: Any, kind: _Kind, temperature: float, rows: Tensor, columns: Tensor, *rest: Tensor | None
+    ) -> Tensor:
+        ctx.kind, ctx.temperature = kind, temperature
         ctx.save_for_backward(rows, columns, *rest)
-        row_mask, column_mask, matrices = rest[0], rest[1], cast(tuple[Tensor, ...], rest[2:])
-        layout = _Layout(columns, column_mask)
         scores = rows.new_empty(len(rows), len(columns))
+        row_mask, column_mask, *matrices = rest
+        tiles = _Tiles(rows, columns, row_mask, column_mask, temperature)
+        mixings = _mixings(cast(list[Tensor], matrices))
 
         def work(share: slice) -> None:
-            for texts in layout.row_tiles(share, rows.shape[1]):
-                flat = rows[texts].flatten(0, 1)
-                for videos, of_videos, real in layout.columns:
-                    tile = layout.tile(flat @ of_videos.T, rows.shape[1])
-                    scores[texts, videos] = kind.score(tile, matrices, (_over_tile(row_mask, texts), real))
+            for videos, laid, real_frames in tiles.columns():
+                for texts, flat, real_words in tiles.rows(share):
+                    tile = tiles.products(laid, flat)
+                    scores[texts, videos] = kind.score(tile, mixings, (real_words, real_frames)).T
 
         with torch.autocast(rows.device.type, enabled=False):
             for _ in in_threads(work, *_shares(rows)):
@@ -188,72 +180,98 @@ class _Tiled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, row_mask, column_mask, *matrices = ctx.saved_tensors
-        (grad,), kind = grads, ctx.kind
-        needs_rows, needs_columns = ctx.needs_input_grad[1:3]
-        learned = matrices if any(ctx.needs_input_grad[5:]) else []
-        layout = _Layout(columns, column_mask, share=3)  # a gradient has several tensors of a tile's size
-        of_rows = torch.empty_like(rows)
+        needs_rows, needs_columns = ctx.needs_input_grad[2:4]
+        learned = matrices if any(ctx.needs_input_grad[6:]) else []
+        tiles = _Tiles(rows, columns, row_mask, column_mask, ctx.temperature, backward=True)
+        mixings, of_rows = _mixings(matrices), torch.zeros_like(rows) if needs_rows else None
 
-        def work(share: slice) -> tuple[list[Tensor], list[Tensor]]:
-            of_columns = [torch.zeros_like(part) for _, part, _ in layout.columns]
+        def work(share: slice) -> list[Tensor]:
+            of_columns = torch.zeros_like(columns if needs_columns else columns[:0])
             of_matrices = [torch.zeros_like(matrix) for matrix in learned]
-            for texts in layout.row_tiles(share, rows.shape[1]):
-                flat = rows[texts].flatten(0, 1)
-                of_flat = torch.zeros_like(flat)
-                real_rows = _over_tile(row_mask, texts)
-                for place, (videos, of_videos, real) in enumerate(layout.columns):
-                    tile = layout.tile(flat @ of_videos.T, rows.shape[1])
-                    of_tile, more = kind.gradient(
-                        tile, matrices, (real_rows, real), grad[texts, videos], bool(learned)
+            for videos, laid, real_frames in tiles.columns():
+                of_laid = torch.zeros_like(laid)
+                for texts, flat, real_words in tiles.rows(share):
+                    masks, grad = (real_words, real_frames), grads[0][texts, videos].T
+                    of_tile, more = ctx.kind.gradient(
+                        tiles.products(laid, flat), mixings, masks, grad, bool(learned)
                     )
-                    of_products = of_tile.reshape(len(flat), -1)
-                    if needs_rows:
-                        of_flat.addmm_(of_products, of_videos)
+                    for real in masks:  # a NaN of padding alone ends here
+                        if real is not None:
+                            of_tile.masked_fill_(~real, 0.0)
+                    of_products = of_tile.reshape(len(laid), -1)
+                    if of_rows is not None:
+                        of_rows[texts].flatten(0, 1).addmm_(of_products.T, laid)
                     if needs_columns:
-                        of_columns[place].addmm_(of_products.T, flat)
+                        of_laid.addmm_(of_products, flat)
                     for whole, part in zip(of_matrices, more, strict=True):
                         whole += part
-                of_rows[texts] = of_flat.view_as(rows[texts])
-            return of_columns, of_matrices
+                if needs_columns:
+                    of_columns[videos] = tiles.back(of_laid)
+            return [of_columns, *of_matrices]
 
         with torch.autocast(rows.device.type, enabled=False):
-            shares = list(in_threads(work, *_shares(rows)))
-        of_columns = layout.back(
-            [sum(parts) for parts in zip(*(columns for columns, _ in shares), strict=True)]
-        )
-        of_matrices = [sum(parts) for parts in zip(*(more for _, more in shares), strict=True)]
-        return None, of_rows, of_columns, None, None, *(of_matrices or [None] * len(matrices))
+            sums, *others = in_threads(work, *_shares(rows))
+        for more in others:
+            for whole, part in zip(sums, more, strict=True):
+                whole += part
+        of_columns, *of_matrices = sums
+        none = (None for _ in matrices)
+        return None, None, of_rows, of_columns if needs_columns else None, None, None, *(of_matrices or none)
 
 
-class _Layout:
-    """The videos in tiles: `columns` holds their slice, features `[F * v, D]` and mask `[1, 1, F, v]`."""
+class _Tiles:
+    """How `rows [T, W, D]` and `columns [V, F, D]`, divided by the temperature, are cut. Padding is 0."""
 
-    def __init__(self, columns: Tensor, mask: Tensor | None, share: int = 1) -> None:
-        self.frames = columns.shape[1]
-        self.size = (_CACHE if columns.device.type == "cpu" else _DEVICE) // share
-        self.columns = []
-        for start in range(0, len(columns), _VIDEOS):
+    def __init__(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        row_mask: Tensor | None,
+        column_mask: Tensor | None,
+        temperature: float,
+        backward: bool = False,
+    ) -> None:
+        self._rows, self._columns, self._temperature = rows, columns, temperature
+        self._row_mask, self._column_mask = row_mask, column_mask
+        size = _CACHE if columns.device.type == "cpu" else _DEVICE
+        size //= 2 if backward else 1  # it has twice as many tensors of a tile's size
+        self._texts = max(1, size // (rows.shape[1] * columns.shape[1] * _VIDEOS))
+
+    def columns(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Which videos, their frames `[F * v, D]` and mask."""
+        for start in range(0, len(self._columns), _VIDEOS):
             videos = slice(start, start + _VIDEOS)
-            laid = columns[videos].transpose(0, 1).flatten(0, 1)
-            real = None if mask is None else mask[videos].T.bool()[None, None]
-            self.columns.append((videos, laid, real))
+            laid, real = (self._columns[videos] / self._temperature).transpose(0, 1), None
+            if self._column_mask is not None:
+                real = self._column_mask[videos].T.bool()
+                laid = laid.masked_fill(~real[..., None], 0.0)
+                real = real[..., None, None]
+            yield videos, laid.flatten(0, 1), real
 
-    def row_tiles(self, share: slice, words: int) -> list[slice]:
-        """The texts of a share, as many at a time as a tile holds."""
-        count = max(1, self.size // (words * self.frames * _VIDEOS))
-        return [slice(at, min(at + count, share.stop)) for at in range(share.start, share.stop, count)]
+    def back(self, of_laid: Tensor) -> Tensor:
+        """A gradient `[F * v, D]` as `[v, F, D]`."""
+        return of_laid.unflatten(0, (self._columns.shape[1], -1)).transpose(0, 1) / self._temperature
 
-    def tile(self, products: Tensor, words: int) -> Tensor:
-        """`[t * W, F * v]` as `[t, W, F, v]`."""
-        return products.view(-1, words, self.frames, products.shape[1] // self.frames)
+    def rows(self, share: slice) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Which texts of a share, their words `[t * W, D]` and mask."""
+        for start in range(share.start, share.stop, self._texts):
+            texts = slice(start, min(start + self._texts, share.stop))
+            words, real = self._rows[texts], None
+            if self._row_mask is not None:
+                real = self._row_mask[texts].bool()
+                words = words.masked_fill(~real[..., None], 0.0)
+                real = real[None, None]
+            yield texts, words.flatten(0, 1), real
 
-    def back(self, parts: list[Tensor]) -> Tensor:
-        """Tiles `[F * v, D]` as `[V, F, D]`."""
-        return torch.cat([part.unflatten(0, (self.frames, -1)).transpose(0, 1) for part in parts])
+    def products(self, laid: Tensor, flat: Tensor) -> Tensor:
+        """The tile `[F, v, t, W]`."""
+        (_, words, _), frames = self._rows.shape, self._columns.shape[1]
+        return (laid @ flat.T).view(frames, len(laid) // frames, -1, words)
 
 
-def _over_tile(mask: Tensor | None, texts: slice) -> Tensor | None:
-    return None if mask is None else mask[texts].bool()[:, :, None, None]
+def _mixings(matrices: Sequence[Tensor]) -> list[Mixing]:
+    """The matrices, None for those that are the identity."""
+    return [None if torch.equal(matrix, torch.eye(len(matrix)).to(matrix)) else matrix for matrix in matrices]
 
 
 def _shares(rows: Tensor) -> tuple[list[slice], int]:

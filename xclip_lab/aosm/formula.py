@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from xclip_lab.aosm.matrices import Matrices
+
 
 def masked_softmax(scores: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     """Softmax over `dim`; where `mask` (broadcastable, 1 = real) is given, padded entries get weight 0."""
@@ -43,6 +45,34 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask.bool(), 0.0)
     return ((weights @ mixing) * scores).sum(-1)
+
+
+def matrix_aosm(
+    words: Tensor,
+    frames: Tensor,
+    matrices: Matrices,
+    temperature: float,
+    word_mask: Tensor | None = None,
+    frame_mask: Tensor | None = None,
+) -> Tensor:
+    """Both stages on the word x frame matrix of every pair (X-CLIP eq. 9 to 16).
+
+    Args:
+        words: `[T, W, D]`, normalised, already times `local_mat_weight`. frames: `[V, F, D]`, normalised.
+        word_mask: `[T, W]`, frame_mask: `[V, F]`, 1 = real; None for the official behaviour.
+
+    Returns:
+        `[T, V]`.
+    """
+    scores = torch.einsum("twd,vfd->tvwf", words, frames)
+    of_words = None if word_mask is None else word_mask[:, None]
+    of_frames = None if frame_mask is None else frame_mask[None]
+    of_each = [None if mask is None else mask[:, :, None] for mask in (of_words, of_frames)]
+    a = attend(scores.mT, matrices.word, temperature, of_each[0])  # [T, V, F]
+    b = attend(scores, matrices.frame, temperature, of_each[1])  # [T, V, W]
+    sentence_to_frame = attend(a, matrices.frame2, temperature, of_frames)
+    video_to_word = attend(b, matrices.word2, temperature, of_words)
+    return (sentence_to_frame + video_to_word) / 2
 
 
 def pool(scores: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:

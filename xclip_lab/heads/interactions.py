@@ -29,19 +29,23 @@ class _Interaction(Head):
         self.word_frame_similarity = Tap("[T, V, W, F]")
 
     def best_matches(self, text: TokenSet, video: TokenSet) -> tuple[Tensor, Tensor]:
-        """Each word's best frame `[T, V, W]` and each frame's best word `[T, V, F]`; 0 where padded."""
-        scores = torch.einsum(
-            "twd,vfd->tvwf", normalize(text.tokens, dim=-1), normalize(video.tokens, dim=-1)
-        )
-        scores = self.word_frame_similarity(scores)
-        words, frames = text.mask.bool()[:, None], video.mask.bool()[None]
-        of_words = scores.masked_fill(~frames[:, :, None], -torch.inf).amax(-1).masked_fill(~words, 0.0)
-        of_frames = scores.masked_fill(~words.unsqueeze(-1), -torch.inf).amax(-2).masked_fill(~frames, 0.0)
-        return of_words, of_frames
+        """Each word's best frame `[T, W, V]` and each frame's best word `[T, F, V]`; 0 where padded."""
+        words, frames = normalize(_without_padding(text), dim=-1), normalize(_without_padding(video), dim=-1)
+        # With the videos innermost a maximum compares whole vectors.
+        scores = words.flatten(0, 1) @ frames.transpose(0, 1).flatten(0, 1).T
+        scores = scores.view(*words.shape[:2], frames.shape[1], len(frames))  # [T, W, F, V]
+        scores = self.word_frame_similarity(scores.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return scores.amax(2) * text.mask[:, :, None], scores.amax(1) * video.mask.T
+
+
+def _without_padding(tokens: TokenSet) -> Tensor:
+    """The tokens with the first real one in the padded places: there it changes no maximum."""
+    first = tokens.tokens[torch.arange(len(tokens)), tokens.mask.argmax(1)]
+    return torch.where(tokens.mask.bool()[..., None], tokens.tokens, first[:, None])
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    return values.sum(-1) / mask.sum(-1)
+    return values.sum(1) / mask.sum(-1)
 
 
 @HEADS.register("maxsim")
@@ -99,6 +103,6 @@ class WeightedTokenInteractionHead(_Interaction):
         frames = self.frame_softmax(
             masked_softmax(self.video_weight_fc(video.tokens).squeeze(-1), video.mask, -1)
         )
-        from_words = torch.einsum("tvw,tw->tv", of_words, words)
-        from_frames = torch.einsum("tvf,vf->tv", of_frames, frames)
+        from_words = torch.einsum("twv,tw->tv", of_words, words)
+        from_frames = torch.einsum("tfv,vf->tv", of_frames, frames)
         return HeadOutput((from_words + from_frames) / 2)
