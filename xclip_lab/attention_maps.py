@@ -253,7 +253,8 @@ def _of_methods(
         both = words[:, :, None] * over_frames + (frames[:, :, None] * over_words).transpose(1, 2)
         maps["aosm"] = _map(both / 2, "words x frames", "both")
     elif head in ("maxsim", "ti", "wti"):
-        maps["interaction"] = _interaction(of_pair, batch, of_words_only=head == "maxsim")
+        of_each = {**of_text, **of_video, **of_pair}
+        maps["interaction"] = _interaction(of_each, batch, of_words_only=head == "maxsim")
     if "head.word_assignment_softmax" in of_text:
         words = of_text["head.word_assignment_softmax"] * batch.text_mask[..., None]
         words[:, 0] = 0  # the start mark is no word to TAB
@@ -286,14 +287,14 @@ def _last(values: Mapping[str, Tensor], part: str) -> Tensor:
     return next(value.float() for name, value in reversed(list(values.items())) if part in name)
 
 
-def _interaction(of_pair: Mapping[str, Tensor], batch: Batch, of_words_only: bool) -> AttentionMap:
+def _interaction(taken: Mapping[str, Tensor], batch: Batch, of_words_only: bool) -> AttentionMap:
     """What each cell of the similarity matrix weighs in `maxsim`, `ti` or `wti`."""
-    scores = of_pair[f"head.{SIMILARITY}"].diagonal(dim1=0, dim2=1).movedim(-1, 0).float()
+    scores = taken[f"head.{SIMILARITY}"].diagonal(dim1=0, dim2=1).movedim(-1, 0).float()
     words, frames = batch.text_mask, batch.video_mask
     best_frame = scores.masked_fill(frames[:, None] == 0, -torch.inf).argmax(-1)
     best_word = scores.masked_fill(words[..., None] == 0, -torch.inf).argmax(-2)
-    word_weights = of_pair.get("head.word_softmax", words / words.sum(-1, keepdim=True))
-    frame_weights = of_pair.get("head.frame_softmax", frames / frames.sum(-1, keepdim=True))
+    word_weights = taken.get("head.word_softmax", words / words.sum(-1, keepdim=True))
+    frame_weights = taken.get("head.frame_softmax", frames / frames.sum(-1, keepdim=True))
     of_words = torch.zeros_like(scores).scatter(2, best_frame[..., None], word_weights[..., None])
     of_frames = torch.zeros_like(scores).scatter(1, best_word[:, None], frame_weights[:, None])
     return _map(of_words if of_words_only else (of_words + of_frames) / 2, "words x frames", "both")

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.unit.naive_recipe import unit
+from xclip_lab.config import TemporalConfig
 from xclip_lab.heads import HEADS
+from xclip_lab.temporal import MeanP
 from xclip_lab.tokens import TokenSet
 
 T, V, W, F, D = 5, 4, 6, 3, 16
@@ -15,6 +17,11 @@ T, V, W, F, D = 5, 4, 6, 3, 16
 def head_of(name):
     torch.manual_seed(0)
     return HEADS[name](HEADS[name].config_class(), D, W, F).eval()
+
+
+def scored(head, text, video):
+    temporal = MeanP(TemporalConfig(), D, F)
+    return head(head.encode_text(text), head.encode_video(video.tokens, video.mask, temporal)).logits
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def pairs(text, video):
 
 @torch.no_grad()
 def test_maxsim_is_each_words_best_frame(sets):
-    found = head_of("maxsim")(*sets).logits
+    found = scored(head_of("maxsim"), *sets)
     for row, column, cosines, _, _ in pairs(*sets):
         expected = sum(max(of_word) for of_word in cosines) / len(cosines)
         torch.testing.assert_close(found[row, column], expected)
@@ -45,7 +52,7 @@ def test_maxsim_is_each_words_best_frame(sets):
 
 @torch.no_grad()
 def test_ti_looks_both_ways(sets):
-    found = head_of("ti")(*sets).logits
+    found = scored(head_of("ti"), *sets)
     for row, column, cosines, _, _ in pairs(*sets):
         from_words = sum(max(of_word) for of_word in cosines) / len(cosines)
         from_frames = sum(max(of_frame) for of_frame in cosines.T) / cosines.shape[1]
@@ -55,7 +62,7 @@ def test_ti_looks_both_ways(sets):
 @torch.no_grad()
 def test_wti_weighs_words_and_frames(sets):
     head = head_of("wti")
-    found = head(*sets).logits
+    found = scored(head, *sets)
     for row, column, cosines, words, frames in pairs(*sets):
         of_words = torch.cat([head.text_weight_fc(word) for word in words]).softmax(0)
         of_frames = torch.cat([head.video_weight_fc(frame) for frame in frames]).softmax(0)
@@ -69,7 +76,7 @@ def test_gradients_stay_finite_beside_padding(name, sets):
     """The infinities that hide padding must not come back as NaN."""
     text, video = sets
     words, frames = text.tokens.requires_grad_(), video.tokens.requires_grad_()
-    head_of(name)(text, video).logits.sum().backward()
+    scored(head_of(name), text, video).sum().backward()
     assert words.grad.isfinite().all()
     assert frames.grad.isfinite().all()
     assert not words.grad[text.mask == 0].any()

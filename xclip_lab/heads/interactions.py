@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from torch.nn.functional import normalize
 from xclip_lab.aosm.formula import masked_softmax
 from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap
 from xclip_lab.tokens import TokenSet
+
+if TYPE_CHECKING:
+    from xclip_lab.temporal import AggModule
+
+
+WEIGHTS = "weights"
+"""The name of the tokens' weights in `TokenSet.extra`."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,22 @@ class WeightedTokenInteractionHead(_Interaction):
         self.word_softmax = Tap("[T, W]: over words")
         self.frame_softmax = Tap("[V, F]: over frames")
 
+    def encode_text(self, text: TokenSet) -> TokenSet:
+        """Adds the words' weights."""
+        return self._weigh(text, self.text_weight_fc, self.word_softmax)
+
+    def encode_video(self, frames: Tensor, mask: Tensor, temporal: AggModule) -> TokenSet:
+        """Adds the frames' weights."""
+        return self._weigh(
+            super().encode_video(frames, mask, temporal), self.video_weight_fc, self.frame_softmax
+        )
+
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         of_words, of_frames = self.best_matches(text, video)
-        words = self.word_softmax(masked_softmax(self.text_weight_fc(text.tokens).squeeze(-1), text.mask, -1))
-        frames = self.frame_softmax(
-            masked_softmax(self.video_weight_fc(video.tokens).squeeze(-1), video.mask, -1)
-        )
-        from_words = torch.einsum("twv,tw->tv", of_words, words)
-        from_frames = torch.einsum("tfv,vf->tv", of_frames, frames)
+        from_words = torch.einsum("twv,tw->tv", of_words, text.extra[WEIGHTS])
+        from_frames = torch.einsum("tfv,vf->tv", of_frames, video.extra[WEIGHTS])
         return HeadOutput((from_words + from_frames) / 2)
+
+    def _weigh(self, of: TokenSet, network: nn.Module, tap: Tap) -> TokenSet:
+        weights = tap(masked_softmax(network(of.tokens).squeeze(-1), of.mask, -1))
+        return TokenSet(of.pooled, of.tokens, of.mask, {WEIGHTS: weights})
