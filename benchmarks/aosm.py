@@ -9,17 +9,13 @@ the four products of a forward and of a backward for which nothing was kept.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.measure import MIB, Machine, Row, in_turn, peak_of, report
+from benchmarks.measure import MIB, Machine, Options, Row, in_turn, peak_of, report
 from xclip_lab.aosm import blocked, formula
 from xclip_lab.aosm.matrices import Matrices
 
@@ -27,12 +23,7 @@ WORDS, FRAMES, WIDTH, TAU = 32, 12, 512, 0.01
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = Options(__doc__, batch=300, repeats=5).parse_args()
     batch, machine = arguments.batch, Machine.measured()
     features = related(batch)
     for way in WAYS.values():  # what the first call of all sets up counts for neither

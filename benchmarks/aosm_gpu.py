@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xclip_lab.aosm import kernels
-from xclip_lab.aosm.formula import attend
+from xclip_lab.aosm import formula, kernels
 from xclip_lab.aosm.kernels import FORWARD, Tile, matrix_aosm
 from xclip_lab.aosm.matrices import Matrices
 
@@ -29,7 +28,7 @@ SIZES = {"1,000 x 1,000": (1000, 1000, 1.5), "MSR-VTT full, 59,800 x 2,990": (59
 BATCH, SAMPLE = 300, 256
 TILES = [
     Tile(rows, columns, 64, warps, stages, twice)
-    for rows, columns, warps in ((128, 128, 8), (128, 64, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4))
+    for rows, columns, warps in ((64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8))
     for stages in (2, 3, 4)
     for twice in (False, True)
 ]
@@ -71,17 +70,8 @@ def near_identity(general: bool) -> Matrices:
     return Matrices(*(torch.eye(n).add(torch.randn(n, n), alpha=0.02 * general).cuda() for n in sizes))
 
 
-def formula(words: Tensor, frames: Tensor, matrices: Matrices) -> Tensor:
-    scores = torch.einsum("twd,vfd->tvwf", words, frames)
-    over_words, over_frames = (
-        attend(scores.transpose(2, 3), matrices.word, TAU),
-        attend(scores, matrices.frame, TAU),
-    )
-    return (attend(over_words, matrices.frame2, TAU) + attend(over_frames, matrices.word2, TAU)) / 2
-
-
 def in_blocks(words: Tensor, frames: Tensor, matrices: Matrices, block: int = 50) -> Tensor:
-    return torch.cat([formula(part, frames, matrices) for part in words.split(block)])
+    return torch.cat([formula.matrix_aosm(part, frames, matrices, TAU) for part in words.split(block)])
 
 
 @torch.no_grad()
@@ -114,7 +104,7 @@ def training(matrices: Matrices) -> None:
 
     ours, memory, made = measured(lambda: step(lambda w, f, m: matrix_aosm(w, f, m, TAU)))
     eager, eager_memory, expected = measured(
-        lambda: step(lambda w, f, m: formula(w.float(), f.float(), m)), rounds=3
+        lambda: step(lambda w, f, m: formula.matrix_aosm(w.float(), f.float(), m, TAU)), rounds=3
     )
     error = max(
         ((x - y).float().norm() / y.float().norm()).item() for x, y in zip(made, expected, strict=True)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import nbformat
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.measure import Options
 from tests.browser import lab
 
 QUERIES = (
@@ -74,10 +73,7 @@ TIMED = """async ([kind, argument]) => {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--videos", type=int, default=1000)
+    parser = Options(__doc__, videos=1000)
     parser.add_argument(
         "--run", default="", help="a run with the quickstart's frames, in place of fresh weights"
     )

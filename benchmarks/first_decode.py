@@ -1,7 +1,7 @@
 """The first decode of a clip, opening included, against the official way: a seek a second with OpenCV.
 
     pip install opencv-python-headless
-    xclip-lab bench first_decode --videos FOLDER [--rounds 3]
+    xclip-lab bench first_decode --videos FOLDER [--rounds 5]
 
 Takes the folder's H.264 files of at least 8 s. Both ways give the same kind of 12 frames of 224 x 224; they
 take turns, in one process with one thread. The frames are compared with those of decord, bit for bit.
@@ -9,44 +9,36 @@ take turns, in one process with one thread. The frames are compared with those o
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.frame_store import FRAMES, SIDE, official_way
+from benchmarks.measure import Machine, Options, Row, folder, in_turn, report
 from xclip_lab import video
-from xclip_lab.errors import VideoError
+from xclip_lab.errors import UserError, VideoError
 from xclip_lab.preprocess import preprocess
 
-SECONDS = 8
-AIM, GOAL = 4, 5.5
+SECONDS, AIM = 8, 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--videos", type=Path, required=True, help="a folder of videos")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each file is read each way")
+    parser = Options(__doc__, rounds=5)
+    parser.add_argument("--videos", type=folder, required=True, help="a folder of videos")
     arguments = parser.parse_args()
+    machine = Machine.measured()
     torch.set_num_threads(1)
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
-    paths = sorted(path for path in arguments.videos.iterdir() if is_long(path))
-    ratios = [compare(path, arguments.rounds) for path in paths]
-    if not ratios:
-        raise SystemExit(f"{arguments.videos}: no H.264 file of {SECONDS} s or more")
-    print(
-        f"median of {len(ratios)} files: {statistics.median(ratios):.1f} times as fast as the official way "
-        f"(aim {AIM}, goal {GOAL}); load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
+    rows = [compare(path, arguments.rounds) for path in sorted(arguments.videos.iterdir()) if is_long(path)]
+    if not rows:
+        raise UserError(f"{arguments.videos}: no H.264 file of {SECONDS} s or more")
+    report("first_decode", "The first decode of a clip", machine, rows)
+    median = statistics.median(row.ratio or 0 for row in rows)
+    print(f"median of {len(rows)} files: {median:.1f} times as fast as the official way (aim {AIM})")
 
 
 def is_long(path: Path) -> bool:
@@ -57,26 +49,20 @@ def is_long(path: Path) -> bool:
     return info.codec == "h264" and info.duration >= SECONDS
 
 
-def compare(path: Path, rounds: int) -> float:
-    """Print what each way takes; how many times as fast the first decode is as the official way."""
-    ways: dict[str, Callable[[Path], object]] = {
-        "official": official_way,
-        "first decode": first_decode,
-        "decord, verified": lambda path: first_decode(path, with_index=False),
-        "probe alone": video.probe,
+def compare(path: Path, rounds: int) -> Row:
+    """What each way takes, with the same frames; the note names the decoder."""
+    ways: dict[str, Callable[[], object]] = {
+        "official": lambda: official_way(path),
+        "ours": lambda: first_decode(path),
+        "decord, verified": lambda: first_decode(path, with_index=False),
+        "probe": lambda: video.probe(path),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way(path)
-            times[name].append(1e3 * (time.perf_counter() - began))
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    assert torch.equal(first_decode(path), first_decode(path, with_index=False))
-    ratio = medians["official"] / medians["first decode"]
-    told = ", ".join(f"{name} {median:.0f} ms" for name, median in medians.items())
-    print(f"{path.name:<40} {ratio:5.1f} times as fast: {told}", flush=True)
-    return ratio
+    if not torch.equal(first_decode(path), first_decode(path, with_index=False)):
+        raise UserError(f"{path}: other frames than decord's")
+    seconds = in_turn(ways, rounds)
+    note = f"{video.read_frames_and_decoder(path, [0])[1]}; "
+    note += ", ".join(f"{name} {1e3 * seconds[name]:.0f} ms" for name in ("decord, verified", "probe"))
+    return Row(path.name, seconds["ours"], seconds["official"], aim=AIM, note=note)
 
 
 def first_decode(path: Path, with_index: bool = True) -> torch.Tensor:

@@ -11,7 +11,6 @@ X-CLIP's head waits for them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.measure import Options, folder
 from xclip_lab import load_config, load_dataset
 from xclip_lab.batching import make_loader
 from xclip_lab.clips import ClipDataset, load_frames
@@ -36,11 +36,8 @@ FRAMES, SIDE, EPOCH_BATCH, EPOCH_STEPS = 12, 224, 4, 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--videos", type=Path, help="a folder of videos of your own")
-    parser.add_argument("--clips", type=int, default=24, help="how many clips are made")
+    parser = Options(__doc__, clips=24)
+    parser.add_argument("--videos", type=folder, help="a folder of videos of your own")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,9 +132,9 @@ def config_of(videos: Path, store: Path, format: str) -> RunConfig:
     return load_config("xclip-folder-b32", settings | {"towers.pretrained": None, "towers.precision": "fp32"})
 
 
-def make_clips(folder: Path, count: int) -> Path:
+def make_clips(place: Path, count: int) -> Path:
     """Clips with texture that moves, so that decoding and JPEG have as much to do as in real ones."""
-    folder.mkdir()
+    place.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):
         noise = torch.from_numpy(rng.normal(size=(1, 3, 120, 160))).float()
@@ -147,7 +144,7 @@ def make_clips(folder: Path, count: int) -> Path:
             for n in (2, 8, 24)
         )
         scene = ((scene - scene.min()) / (scene.max() - scene.min()) * 255)[0].byte().permute(1, 2, 0).numpy()
-        with av.open(str(folder / f"clip{number:03}.mp4"), "w") as output:
+        with av.open(str(place / f"clip{number:03}.mp4"), "w") as output:
             stream = output.add_stream("libx264", rate=25, options={"g": "250", "crf": "23"})
             stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
             for frame in range(375):
@@ -155,7 +152,7 @@ def make_clips(folder: Path, count: int) -> Path:
                 picture = np.ascontiguousarray(scene[y : y + 240, x : x + 320])
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             output.mux(stream.encode())
-    return folder
+    return place
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ sample of texts is ranked once more from a dense matrix by the formula as it rea
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import threading
 import time
@@ -21,8 +19,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.measure import Machine, Row, report
+from benchmarks.measure import Machine, Options, Row, folder, report
 from benchmarks.scores import encode, xclip_model
 from xclip_lab.evaluation import rank_in_blocks, score
 from xclip_lab.metrics import ranks
@@ -48,25 +45,20 @@ class StoredTexts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--texts", type=int, default=59_800)
-    parser.add_argument("--videos", type=int, default=2_990)
-    parser.add_argument("--sample", type=int, default=100, help="texts that are ranked the dense way too")
-    parser.add_argument("--folder", help="for the features, about 2 GB; else a temporary one")
+    parser = Options(__doc__, texts=59_800, videos=2_990, sample=100)
+    parser.add_argument("--folder", type=folder, help="for the features, about 2 GB; else a temporary one")
     arguments = parser.parse_args()
     machine, model = Machine.measured(), xclip_model()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         texts, videos = arguments.texts, arguments.videos
-        frames, words = store(Path(folder), texts, videos)
+        frames, words = store(Path(place), texts, videos)
         truth = np.arange(texts) % videos
         before = anonymous()
         began = time.perf_counter()
         with Peak() as peak:
             mask = torch.ones(videos, FRAMES, dtype=torch.int64)
             video = encode(model, torch.from_numpy(np.load(frames).astype(np.float32)), mask)
-            found = rank_in_blocks(model, StoredTexts(words), video, truth, progress=True)  # type: ignore[arg-type]
+            found = rank_in_blocks(model, StoredTexts(words), video, truth, progress=True)
         seconds = time.perf_counter() - began
         floor = 2 * texts * videos * WORDS * FRAMES * WIDTH / machine.product
         row = Row(f"{texts:,} x {videos:,}", seconds, floor=floor, peak=peak.most - before)

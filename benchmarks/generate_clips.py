@@ -7,11 +7,11 @@ Prints seconds and clips a second; the aim is 2,000 clips made in under 60 s on 
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
 
+from benchmarks.measure import Options
 from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import load_config
 from xclip_lab.datasets import load_dataset
@@ -19,11 +19,7 @@ from xclip_lab.synthetic import generate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=2000)
-    clips = parser.parse_args().clips
+    clips = Options(__doc__, clips=2000).parse_args().clips
     with tempfile.TemporaryDirectory() as root:
         overrides = {"data.generate.train_clips": clips, "data.root": root, "data.workers": os.cpu_count()}
         config = load_config("quickstart", overrides)

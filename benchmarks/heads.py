@@ -9,16 +9,12 @@ same steps in turn, and every loss is compared.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.measure import Machine, Row, report
+from benchmarks.measure import Machine, Options, Row, report
 from benchmarks.official import official_scores
 from benchmarks.scores import TOWERS
 from xclip_lab import Batch, create_model
@@ -30,14 +26,9 @@ WORDS, FRAMES, WIDTH = 32, 12, 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--videos", type=int, default=9000)
-    parser.add_argument("--batch", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = Options(__doc__, videos=9000, batch=300, steps=20).parse_args()
     machine = Machine.measured()
+    torch.manual_seed(0)
     features = torch.randn(arguments.videos, FRAMES, WIDTH)
     ways = {"official": Official(), "ours": Way()}
     for step in range(arguments.steps):

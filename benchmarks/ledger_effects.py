@@ -11,7 +11,6 @@ doubled frames with seqLSTM. What only a training can show is not measured here.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measure import Options, folder
 from xclip_lab import study
 from xclip_lab.checkpoint import load_model
 from xclip_lab.clips import ClipDataset, FrameStore, preload
@@ -80,11 +80,8 @@ SWITCHES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, help="the run_dir of 70_compare")
-    parser.add_argument("--epochs", type=int, default=6, help="of the models trained here")
+    parser = Options(__doc__, epochs=6)
+    parser.add_argument("runs", type=folder, help="the run_dir of 70_compare")
     arguments = parser.parse_args()
     data = load_config("quickstart", MIX)
     test = study.open_split(data, "test")

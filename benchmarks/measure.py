@@ -1,26 +1,58 @@
-"""What the benchmarks share: ways timed in turn in one process, peak memory, machine's rates, a report."""
+"""What the benchmarks share: options, ways timed in turn in one process, peak memory, the
+machine's rates, a report."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
 import os
+import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import matplotlib.pyplot as plt
 import torch
 
 from xclip_lab.drawing import styled
+from xclip_lab.errors import UserError
 from xclip_lab.parallel import in_threads
 from xclip_lab.plots import save_figure
 
 RECORDS = Path("runs/bench")
 MIB = 2**20
+
+
+class Options(argparse.ArgumentParser):
+    """The options of a benchmark, which its docstring describes: `counts` are numbers from 1 on."""
+
+    def __init__(self, text: str | None, **counts: int) -> None:
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for name, default in counts.items():
+            self.add_argument(f"--{name}", type=count, default=default, help=f"default {default}")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{Path(self.prog).stem}: {message}; --help tells the options")
+
+
+def count(text: str) -> int:
+    """A number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    """A folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return Path(text)
 
 
 @dataclass(frozen=True)
@@ -77,6 +109,7 @@ class Machine:
     """What this machine does at its best, with all cores: products in FLOP/s, exponentials and bytes copied
     a second."""
 
+    processor: str
     cores: int
     torch: str
     product: float
@@ -94,6 +127,7 @@ class Machine:
                 torch.exp(flat, out=out)
 
         return cls(
+            _processor(),
             os.cpu_count() or 1,
             torch.__version__,
             2 * 2048**3 / _least(lambda: left @ right),
@@ -103,10 +137,20 @@ class Machine:
 
     def __str__(self) -> str:
         return (
-            f"{self.cores} cores, {torch.get_num_threads()} threads, torch {self.torch}; at most "
+            f"{self.processor}, {self.cores} cores, {torch.get_num_threads()} threads, torch {self.torch}\n"
+            f"at most "
             f"{self.product / 1e9:.0f} GFLOP/s in float32, {self.exponential / 1e9:.2f} G exp/s, "
             f"{self.copy / 1e9:.0f} GB/s copied; load {os.getloadavg()[0]:.1f}"
         )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def report(name: str, title: str, machine: Machine, rows: list[Row]) -> None:
@@ -122,7 +166,12 @@ def report(name: str, title: str, machine: Machine, rows: list[Row]) -> None:
             f"{_or_blank(row.floor and row.seconds / row.floor, '9.1f')}"
             f"{_or_blank(row.peak and row.peak / MIB, '7.0f')}  {row.note}"
         )
-    record = {"title": title, "machine": asdict(machine), "rows": [asdict(row) for row in rows]}
+    record = {
+        "title": title,
+        "options": sys.argv[1:],
+        "machine": asdict(machine),
+        "rows": [asdict(row) for row in rows],
+    }
     RECORDS.mkdir(parents=True, exist_ok=True)
     (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     compared = [row for row in rows if row.ratio]

@@ -9,12 +9,12 @@ throws away; it and the cross transformer are timed on a block and scaled, as th
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 
 import torch
 
+from benchmarks.measure import Options
 from xclip_lab.config import model_config_from_dict
 from xclip_lab.cost import random_features, scoring_cost
 from xclip_lab.evaluation import score
@@ -36,11 +36,7 @@ PER_PAIR_BLOCK = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", type=int, default=1000, help="texts, and as many videos")
-    size = parser.parse_args().size
+    size = Options(__doc__, size=1000).parse_args().size
     print(f"{size} texts x {size} videos, {os.cpu_count()} cores, torch {torch.__version__}")
     print(f"{'GMAC of':<24}{'items':>9}{'pairs':>10}{'all':>10}{'seconds':>10}")
     for name, (agg_module, head) in METHODS.items():

@@ -10,7 +10,6 @@ all generated clips of its run as the library and every fourth of its test capti
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
+from benchmarks.measure import Options, count
 from xclip_lab import load_dataset, load_model
 from xclip_lab.config import load_config
 from xclip_lab.model import create_model
@@ -40,11 +40,8 @@ class Planted(Library):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--width", type=int, default=512, help="of the features")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 5000, 50000], help="videos")
+    parser = Options(__doc__, width=512)
+    parser.add_argument("--sizes", type=count, nargs="+", default=[1000, 5000, 50000], help="videos")
     parser.add_argument("--run", help="a run on generated clips")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -10,15 +10,12 @@ the rate of a bfloat16 product. The losses of the first step, from the same weig
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.measure import Machine, Row, in_turn, report
+from benchmarks.measure import Machine, Options, Row, in_turn, report
 from xclip_lab import Batch, create_model
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.distributed import Ranks
@@ -33,11 +30,7 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = Options(__doc__, pairs=4, repeats=3)
     arguments = parser.parse_args()
     if arguments.pairs < 2:
         parser.error("--pairs: the loss of fewer than 2 pairs is 0 whatever the model")

@@ -204,7 +204,8 @@ def _parser() -> _Parser:
     evaluate.add_argument(
         "--backend",
         metavar="B",
-        help="who computes AOSM: formula, blocked, triton or auto; else the model's own",
+        help="who computes AOSM: formula, blocked, triton (a GPU), triton-fp16 (features rounded) or auto; "
+        "else the model's own",
     )
     evaluate.add_argument("--official", metavar="FILE", help="a published checkpoint (pytorch_model.bin.N)")
     evaluate.add_argument("--family", metavar="F", help="whose it is: clip4clip, xclip, clip2video or glscl")

@@ -41,8 +41,9 @@ def run(name: str, arguments: Sequence[str]) -> None:
     if name not in known:
         raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
     script = str(FOLDER / f"{name}.py")
-    before, sys.argv = sys.argv, [script, *arguments]
+    before, sys.argv = (sys.argv, sys.path), [script, *arguments]
+    sys.path = [str(FOLDER.parent), *sys.path]  # for what the benchmarks share
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        sys.argv = before
+        sys.argv, sys.path = before

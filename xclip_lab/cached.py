@@ -1,116 +1,110 @@
 """Cached gradients: the loss of a large batch with the towers' activations of only a few pairs in memory.
 
-The towers pass over the batch without a graph, chunk by chunk. What follows them (`agg_module`, head, loss)
-takes the whole batch and gives the gradient of every tower output. Then each chunk passes the towers again,
-now with a graph, and takes its part of that gradient down to the weights (GradCache, Gao et al. 2021). That
-is the gradient of the whole batch, auxiliary losses included, but for rounding. The towers draw nothing at
-random, so that both passes give the same.
+The towers pass over the batch chunk by chunk and keep nothing but their outputs. What follows them
+(`agg_module`, head, loss) takes the whole batch and gives the gradient of every output. Then each chunk
+passes the towers again, in the same state of the random generators, now with its activations kept, and takes
+its part of that gradient down to the weights (GradCache, Gao et al. 2021). That is the gradient of the whole
+batch, auxiliary losses included, but for rounding. torch's checkpoints do it: one for each chunk of a tower.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from xclip_lab.backbone import sentence_places
 from xclip_lab.batching import Batch
-from xclip_lab.errors import TrainingError
-from xclip_lab.memory import free_memory
-from xclip_lab.model import Gather, RetrievalModel
+from xclip_lab.live_bytes import LiveBytes
+from xclip_lab.memory import free_memory, is_out_of_memory
+from xclip_lab.model import Gather, RetrievalModel, _as_they_are
 
-_SHARE = 0.6  # of the free memory for the towers; the features, the head and the optimiser need the rest
+_SHARE = 0.8  # of the free memory; the features, the head and what nobody counts need the rest
+_KEPT = (
+    16  # bytes for each trained parameter: Adam's moments, gradients of earlier chunks and of earlier parts
+)
 
 
-def cached_backward(
-    model: RetrievalModel,
-    batch: Batch,
-    chunk: int,
-    gather: Gather,
-    weight: float = 1.0,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> dict[str, float]:
-    """Add the gradient of `weight * loss` to every parameter's, with `chunk` pairs at a time in the towers.
+def cached_loss(
+    model: RetrievalModel, batch: Batch, chunk: int, gather: Gather = _as_they_are
+) -> dict[str, Tensor]:
+    """As `model.loss`, with `chunk` pairs at a time in the towers, which its backward passes once more.
 
     Args:
-        batch: of pixels and token ids, on the model's device. gather: as of `model.loss`.
-        autocast: entered for the forward passes only.
-
-    Returns:
-        The losses.
+        batch: of pixels and token ids. gather: as of `model.loss`.
     """
-    parts = [slice(start, start + chunk) for start in range(0, len(batch), chunk)]
-    with autocast():
-        with torch.no_grad():
-            made = [_towers(model, batch, part) for part in parts]
-        words, frames = (torch.cat(of).requires_grad_() for of in zip(*made, strict=True))
-        sentence = words[torch.arange(len(words), device=words.device), sentence_places(batch.token_ids)]
-        text = model.text_set(sentence, words, batch.text_mask)
-        losses = model.pair_loss(*gather(text, model.encode_video(frames, batch.video_mask)))
-    (losses["loss"] * weight).backward()
-    for part in parts:
-        with autocast():
-            outputs = _towers(model, batch, part)
-        used = [
-            (output, leaf.grad[part])
-            for output, leaf in zip(outputs, (words, frames), strict=True)
-            if output.requires_grad and leaf.grad is not None
-        ]
-        if not used:  # the towers are frozen
-            break
-        torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
-    return {name: value.item() for name, value in losses.items()}
+    ids, mask = batch.token_ids, batch.text_mask
+    words = _in_chunks(_words(model), chunk, ids, mask)
+    frames = _in_chunks(model.frame_features, chunk, batch.video, batch.video_mask)
+    sentence = words[torch.arange(len(words), device=words.device), sentence_places(ids)]
+    text = model.text_set(sentence, words, mask)
+    return model.pair_loss(*gather(text, model.encode_video(frames, batch.video_mask)))
 
 
 def fitting_chunk(
     model: RetrievalModel,
-    batch: Batch,
+    pair: Batch,
+    most: int,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> int:
-    """How many pairs can pass the towers at once, with what their backward needs, in the memory that is free;
-    maybe more than the batch has.
+    """How many pairs can pass the towers at once, with what their backward needs, in the memory that is free:
+    from 1 to `most`; such that `most` pairs make chunks of about the same size.
 
-    Raises:
-        TrainingError: not even one; says what would make room.
+    Args:
+        pair: one of the largest size, on the model's device.
     """
-    free, each = free_memory(batch.video.device), bytes_of_a_pair(model, batch, autocast)
-    if free is None or each == 0:
-        return sys.maxsize
-    fits = int(free * _SHARE / each)
-    if fits < 1:
-        raise TrainingError(
-            f"train.tower_chunk: one pair needs {each / 2**30:.1f} GiB in the towers, {free / 2**30:.1f} are "
-            "free; try towers.gradient_checkpointing=true, train.precision=bf16 or a lower max_frames"
-        )
-    return fits
+    free = free_memory(pair.video.device)
+    if free is None or most == 1:
+        return most
+    room = free * _SHARE - _KEPT * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    try:
+        # Not of one pair and two: where there is but one row some operations need no copy.
+        two, three = (_live_bytes(model, pair, count, autocast) for count in (2, 3))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1
+    # Each tensor grows evenly with the pairs, and so does what is alive at any moment.
+    fits = min(
+        2 + (room - at_two) / (at_three - at_two)
+        for at_two, at_three in zip(two, three, strict=True)
+        if at_three > at_two
+    )
+    chunks = -(-most // max(1, int(min(fits, most))))
+    return -(-most // chunks)
 
 
-def bytes_of_a_pair(
-    model: RetrievalModel,
-    batch: Batch,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> int:
-    """What autograd keeps of the first pair of a batch in the towers."""
-    weights = {value.untyped_storage().data_ptr() for value in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with saved_tensors_hooks(note, lambda value: value), autocast():
-        outputs = _towers(model, batch, slice(0, 1))  # held, so that no storage is used twice
-    del outputs
-    return sum(kept.values())
+def _words(model: RetrievalModel) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda ids, mask: model.clip.words(ids, mask)[1]
 
 
-def _towers(model: RetrievalModel, batch: Batch, part: slice) -> tuple[Tensor, Tensor]:
-    """Words and frames of a part of the batch, as the towers give them."""
-    _, words = model.clip.words(batch.token_ids[part], batch.text_mask[part])
-    return words, model.frame_features(batch.video[part], batch.video_mask[part])
+def _in_chunks(tower: Callable[[Tensor, Tensor], Tensor], chunk: int, inputs: Tensor, mask: Tensor) -> Tensor:
+    made = []
+    for start in range(0, len(inputs), chunk):
+        # Each chunk makes its own bfloat16 copies of the weights, or their gradients were added in bfloat16.
+        torch.clear_autocast_cache()
+        part = slice(start, start + chunk)
+        made.append(checkpoint(tower, inputs[part], mask[part], use_reentrant=False))
+    return torch.cat(made)
+
+
+def _live_bytes(
+    model: RetrievalModel, pair: Batch, count: int, autocast: Callable[[], AbstractContextManager]
+) -> list[int]:
+    """What is alive after each operation of the towers' forward and backward over `count` times the pair."""
+    ids, text_mask, video, video_mask = (
+        value.expand(count, *value.shape[1:])
+        for value in (pair.token_ids, pair.text_mask, pair.video, pair.video_mask)
+    )
+    with LiveBytes() as live:
+        with autocast():
+            words = _words(model)(ids, text_mask)
+            frames = model.frame_features(video, video_mask)
+        outputs = [output for output in (words, frames) if output.requires_grad]
+        trained = [value for value in model.clip.parameters() if value.requires_grad]
+        if outputs:
+            torch.autograd.grad(outputs, trained, outputs, allow_unused=True)
+    return live.after

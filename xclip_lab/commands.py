@@ -102,6 +102,7 @@ def evaluate(arguments: Namespace) -> None:
             _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
         model, opened = study.open_model(file, config, arguments.family or "", arguments.migrate)
         _refuse_contradictions(arguments.overrides, config, opened, file)
+        ranks.share_weights(model)
         result = xclip_lab.evaluate(model, dataset, opened, backend=arguments.backend, ranks=ranks)
         print(result)
         if ranks.first:

@@ -205,9 +205,9 @@ class TrainConfig:
     accumulation: negatives come from one part only). `max_steps` ends early. `select` is the metric that
     chooses the best checkpoint, on `data.val_split`. `checkpoint_every` and `log_every` count steps.
 
-    `tower_chunk` pairs at a time pass the towers with their activations kept, where the memory does not hold
-    those of the whole batch: each then passes twice, and the gradients are the same (`xclip_lab.cached`).
-    `auto` takes as many as fit.
+    `tower_chunk` pairs at a time pass the towers in each process; null: all, or, where the free memory does
+    not hold the activations of so many, as many as it holds. In chunks each pair passes twice, and the
+    gradients are the same but for rounding (`xclip_lab.cached`).
 
     With torchrun `batch_size` is that of all processes together, and `gather_gradients` `exact` gives what
     one process would with the whole batch; `official` gives the towers 1 / processes of it (ledger 7).
@@ -219,7 +219,7 @@ class TrainConfig:
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 128
     accumulate: PositiveInt = 1
-    tower_chunk: PositiveInt | Literal["auto"] | None = None
+    tower_chunk: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     gather_gradients: Literal["exact", "official"] = "exact"
@@ -234,8 +234,9 @@ class TrainConfig:
 class EvaluationConfig:
     """`batch_size` clips are encoded at once; `block_size` texts and videos scored at once (null: what suits
     the head). `similarity` is where the matrix of all scores is kept: `auto` takes the disk for one that
-    needs more than a quarter of the free memory. `bootstrap` draws give the intervals. `allow_missing` videos
-    may be absent or unreadable; the result then says so.
+    needs more than a quarter of the free memory; with `none` a result has ranks, metrics and each caption's
+    first ten videos alone. `bootstrap` draws give the intervals. `allow_missing` videos may be absent or
+    unreadable; the result then says so.
 
     `rerank` puts a re-ranked result beside the raw one. `dual_softmax` uses all evaluated queries at once, at
     `rerank_temperature`. `qb_norm` uses another split's captions and videos, `query_bank` (null:
@@ -246,7 +247,7 @@ class EvaluationConfig:
 
     batch_size: PositiveInt = 32
     block_size: PositiveInt | None = None
-    similarity: Literal["auto", "memory", "disk"] = "auto"
+    similarity: Literal["auto", "memory", "disk", "none"] = "auto"
     ties: Literal["pessimistic", "optimistic", "mean", "official"] = "pessimistic"
     bootstrap: NonNegativeInt = 1000
     allow_missing: NonNegativeInt = 0

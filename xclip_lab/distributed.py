@@ -12,22 +12,22 @@ Two processes on one machine; and two machines with eight GPUs each, where the s
 the data and what `train.init` names (generated clips are made where they are missing). With `data.preload`
 each process keeps all frames. The first process (rank 0, on the machine of node rank 0) alone holds the run
 folder and saves; the others get weights and state from it, so the machines need no common disk for a training
-(an evaluation reads its checkpoint on each). In an evaluation, and a validation, each process encodes its
-share of the videos and captions and scores its captions; then every process has all scores and ranks them.
+(an evaluation reads its checkpoint on each, then takes the first one's weights). In an evaluation, and a
+validation, each process encodes its share of the videos, and encodes, scores and ranks its share of the
+captions; then every process has all of it.
 Processes on GPUs take one each (`cuda:LOCAL_RANK`) and speak NCCL, on the CPU gloo; the tests run gloo.
 
-How it is exact. Every process computes the same loss of the same gathered features; the gradient of that loss
-for the rows of one process, times the number of processes, flows back into its towers; then the gradients of
-all parameters are averaged. For towers, `agg_module`, head and logit_scale alike this is the gradient of one
-process with the whole batch. `official` leaves out the factor, as the papers' code does: what lies before the
-gather gets 1 / processes of its gradient, the rest all of it (ledger 7). A model that lets a video's features
-depend on the rest of its batch (ledger 3, 14) sees the rows of its own process as that rest. Dropout behind
-the gather (`tightTransf`) is that of one process too; before it (GLSCL's decoder, which takes one modality)
-each process draws for its own rows, by its number, and so other numbers than one process would.
-
-Every process scores all texts with all videos of the batch, and not its own rows alone: shares would need a
-second exchange, in the backward pass; GLSCL's losses and dropout behind the gather take the whole batch
-anyway; and X-CLIP's scores of 300 pairs are 0.1% of what ViT-B/32 computes for their 3,600 frames.
+How it is exact. Every process computes the same loss of all scores of the batch, of which it makes the rows
+of its own texts; the gradient of that loss for its rows, times the number of processes, flows back, to its
+texts and to the videos of all, whose processes add up what they get; then the gradients of all parameters
+are averaged. For towers, `agg_module`, head and logit_scale alike this is the gradient of one process with
+the whole batch. Where a score is not made of its own text and video alone (GLSCL's losses, the dropout of
+`tightTransf`), or a process has no pair, each one scores all texts with all videos, and the gradient flows
+back to its own rows. So it does with `official`, which leaves out the factor, as the papers' code does: what
+lies before the gather gets 1 / processes of its gradient, the rest all of it (ledger 7). A model that lets a
+video's features depend on the rest of its batch (ledger 3, 14) sees the rows of its own process as that rest.
+Dropout behind the gather (`tightTransf`) is that of one process too; before it (GLSCL's decoder, which takes
+one modality) each process draws for its own rows, by its number, and so other numbers than one process would.
 
 When a process dies, the connections of the others break: each ends with one line, and the same command goes
 on from the last checkpoint. GPUs would wait for a dead one instead, so before each exchange between them the
@@ -52,6 +52,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xclip_lab.errors import TrainingError
+from xclip_lab.model import Complete
 from xclip_lab.tokens import TokenSet
 
 _TO_APPEAR = timedelta(minutes=10)
@@ -70,11 +71,12 @@ class Ranks:
     Attributes:
         rank: its number from 0. world: how many there are. local_rank: its number on its machine.
         terminated: it was sent SIGTERM, as torchrun does when one has died and when it is stopped itself.
+        patient: what is in hand looks at that and ends well, as a training's step; else SIGTERM is an error.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
         self.rank, self.world, self.local_rank = rank, world, local_rank
-        self.terminated = False
+        self.terminated = self.patient = False
         self._cpu: dist.ProcessGroup | None = None
         if world > 1:
             self._cpu = dist.new_group(backend="gloo", timeout=_TO_MEET)  # type: ignore[assignment]
@@ -134,6 +136,12 @@ class Ranks:
             with connected():
                 dist.broadcast(rows[share], src=rank, group=self._cpu)
 
+    def largest(self, values: Tensor) -> None:
+        """Give every process the elementwise maximum of a tensor on the CPU, in place."""
+        if self.world > 1:
+            with connected():
+                dist.all_reduce(values, dist.ReduceOp.MAX, group=self._cpu)
+
     def wait(self) -> None:
         """Until every process is here."""
         self.exchange([0])
@@ -164,30 +172,58 @@ class Ranks:
             parameter.grad = gradient.copy_(mean.view_as(gradient))
 
 
-def gather_pairs(ranks: Ranks, text: TokenSet, video: TokenSet, official: bool) -> tuple[TokenSet, TokenSet]:
-    """The rows of all processes in the order of ranks, those of this one with gradients.
+def gather_pairs(
+    ranks: Ranks, text: TokenSet, video: TokenSet, official: bool, pairs_alone: bool = False
+) -> tuple[TokenSet, TokenSet, Complete]:
+    """What this process is to score, with what makes of that the scores of all: all texts and videos; or,
+    where that comes to the same, its own texts and all videos.
 
     Args:
         text, video: this process's pairs, the same number of each; other processes may have other numbers,
             also none.
         official: pass gradients back as they are, not times the number of processes (ledger 7).
+        pairs_alone: as `Head.pairs_alone`.
     """
     if ranks.world == 1:
-        return text, video
+        return text, video, lambda logits: logits
     sizes = [size for [size] in ranks.exchange([len(text)])]
-    factor = 1 if official else ranks.world
 
     def join(own: Tensor) -> Tensor:
-        padded = own.new_zeros(max(sizes), *own.shape[1:])
-        padded[: len(own)] = own.detach()
-        found = [torch.empty_like(padded) for _ in sizes]
-        with connected():
-            dist.all_gather(found, padded)
-        rows = [one[:size] for one, size in zip(found, sizes, strict=True)]
-        rows[ranks.rank] = _with_gradient_times(factor, own)
-        return torch.cat(rows)
+        return _joined_rows(ranks, own, sizes, 1 if official else ranks.world)
 
-    return text.map(join), video.map(join)
+    if official or not pairs_alone or 0 in sizes:
+        return text.map(join), video.map(join), lambda logits: logits
+    return text, video.map(lambda own: _SharedRows.apply(own, ranks, sizes)), join
+
+
+def _joined_rows(ranks: Ranks, own: Tensor, sizes: Sequence[int], factor: int) -> Tensor:
+    """The rows of all processes, in the order of ranks; this one's with `factor` times their gradient."""
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: len(own)] = own.detach()
+    found = [torch.empty_like(padded) for _ in sizes]
+    ranks.wait()
+    with connected():
+        dist.all_gather(found, padded)
+    rows = [one[:size] for one, size in zip(found, sizes, strict=True)]
+    rows[ranks.rank] = _with_gradient_times(factor, own)
+    return torch.cat(rows)
+
+
+class _SharedRows(torch.autograd.Function):
+    """The rows of all processes; this one's take the sum of the gradients that all have for them."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, ranks: Ranks, sizes: Sequence[int]) -> Tensor:
+        ctx.ranks, ctx.own = ranks, slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
+        return _joined_rows(ranks, own, sizes, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        gradient = grads[0].contiguous()
+        ctx.ranks.wait()
+        with connected():
+            dist.all_reduce(gradient)
+        return gradient[ctx.own], None, None
 
 
 def _with_gradient_times(factor: int, value: Tensor) -> Tensor:
@@ -231,6 +267,9 @@ def joined(device: str) -> Iterator[Ranks]:
         # SIGTERM must not end it before it has said why.
         dist.destroy_process_group()
         restore()
+    except BaseException:
+        _joined.patient = True
+        raise
     finally:
         _joined = None
 
@@ -291,7 +330,8 @@ def local_device(name: str, world: int, local_rank: int) -> str:
 
 
 def _note_sigterm(ranks: Ranks) -> Callable[[], Any]:
-    """Make SIGTERM only set `ranks.terminated`: what is in hand ends with a clear line either way.
+    """Make SIGTERM set `ranks.terminated`, and raise `PeerLost` where nothing looks at that: what is in hand
+    ends with a clear line either way.
 
     Returns what undoes it. Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -300,6 +340,9 @@ def _note_sigterm(ranks: Ranks) -> Callable[[], Any]:
 
     def note(number: int, frame: object) -> None:
         ranks.terminated = True
+        if not ranks.patient:
+            ranks.patient = True  # only once
+            raise PeerLost("stopped by SIGTERM: another process of the run has ended, or all are stopped")
 
     previous = signal.signal(signal.SIGTERM, note)
     return lambda: signal.signal(signal.SIGTERM, previous)

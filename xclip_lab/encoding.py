@@ -1,4 +1,4 @@
-"""The first stage of an evaluation: every caption and every video passes the model once.
+"""The first stage of an evaluation: every video passes the model once, a caption when it is asked for.
 
 Several processes share the work by whole batches, so that each meets the batches that one process would.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from xclip_lab.batching import make_loader
 from xclip_lab.clips import FrameStore
-from xclip_lab.config import RunConfig
+from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.distributed import Ranks
 from xclip_lab.errors import DatasetError
@@ -27,33 +28,32 @@ from xclip_lab.text import tokenize
 from xclip_lab.tokens import TokenSet
 
 
+class TextBlocks(Protocol):
+    """T captions whose features come a block of rows at a time: a `TokenSet` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> TokenSet: ...
+
+
 @dataclass(frozen=True)
-class EncodedVideos:
-    """The videos of a split, on the CPU.
+class Encoded:
+    """A split for a model; the videos are on the CPU.
 
     Attributes:
-        video: of the V videos that could be read. dataset: their annotations. rows: `[T]`, the captions'
-            rows in the whole dataset.
-        missing: ids of the videos that could not. decoders: how many videos each decoder gave.
+        video: of the V videos that could be read. text: the T captions of these, encoded when they are asked
+            for. dataset: their annotations. rows: `[T]`, the captions' rows in the whole dataset.
+        fingerprint: of the whole dataset. missing: ids of the videos that could not be read. decoders: how
+            many videos each decoder gave.
     """
 
     video: TokenSet
+    text: TextBlocks
     dataset: VideoTextDataset
     rows: np.ndarray
+    fingerprint: str
     missing: list[str]
     decoders: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Encoded(EncodedVideos):
-    """With captions.
-
-    Attributes:
-        text: features of this process's share of the captions. shares: of each process, the rows of its own.
-    """
-
-    text: TokenSet | StoredTexts
-    shares: list[slice]
 
 
 def encode(
@@ -64,43 +64,17 @@ def encode(
     progress: bool = False,
     ranks: Ranks | None = None,
 ) -> Encoded:
-    """Every caption and every video of a split, each once; `score` compares them.
+    """Every video of a split, once, in every process; `score` compares them with the captions.
 
     Args:
         ranks: who share the work; None for this process alone.
 
     Raises:
-        DatasetError: as `evaluate`.
+        DatasetError, ConfigError: as `evaluate`.
     """
     ranks = ranks or Ranks()
-    videos = encode_videos(model, dataset, config, store, progress, ranks)
-    batch_size = config.evaluation.batch_size
-    shares = ranks.shares(len(videos.rows), batch_size)
-    text: TokenSet | StoredTexts
-    if config.data.features is None:
-        captions = [sample.caption for sample in videos.dataset.samples[shares[ranks.rank]]]
-        with evaluating(model):  # a share may be empty, a batch may not
-            text = encode_texts(model, captions or [""], batch_size, progress)[: len(captions)]
-    else:
-        text = StoredTexts(model, StoredClips(model, dataset, config), videos.rows[shares[ranks.rank]])
-    return Encoded(**vars(videos), text=text, shares=shares)
-
-
-def encode_videos(
-    model: RetrievalModel,
-    dataset: VideoTextDataset,
-    config: RunConfig,
-    store: FrameStore | None = None,
-    progress: bool = False,
-    ranks: Ranks | None = None,
-) -> EncodedVideos:
-    """Every video of a split, once; all of them in every process.
-
-    Raises:
-        DatasetError: as `evaluate`.
-    """
-    ranks = ranks or Ranks()
-    _check_same_data(dataset, ranks)
+    fingerprint = dataset_fingerprint(dataset)
+    _check_same_start(dataset, fingerprint, config, ranks)
     # What cannot be read is counted here, and held against `evaluation.allow_missing`.
     config = replace(config.with_model(model.config), data=replace(config.data, on_error="skip"))
     clips = open_clips(model, dataset, config, store, unique_videos=True)
@@ -133,22 +107,38 @@ def encode_videos(
     decoders = dict(sum(map(Counter, of_each), Counter[str]()))
     missing = [video for video in dataset.videos if video in broken]
     rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
-    return EncodedVideos(TokenSet.cat(parts), _only(dataset, rows), rows, missing, decoders)
+    kept = _only(dataset, rows)
+    text: TextBlocks = (
+        StoredTexts(model, clips, rows)
+        if isinstance(clips, StoredClips)
+        else Texts(model, [sample.caption for sample in kept.samples], batch_size)
+    )
+    return Encoded(TokenSet.cat(parts), text, kept, rows, fingerprint, missing, decoders)
 
 
 @torch.no_grad()
-def encode_texts(
-    model: RetrievalModel, captions: Sequence[str], batch_size: int = 32, progress: bool = False
-) -> TokenSet:
+def encode_texts(model: RetrievalModel, captions: Sequence[str], batch_size: int = 32) -> TokenSet:
     """Features of captions, on the CPU: `pooled [T, D]`, `tokens [T, W, D]`."""
-    parts = []
-    starts = range(0, len(captions), batch_size)
-    for start in tqdm(starts, "encode texts", unit="batch", disable=not progress, leave=False):
+    device, parts = model.logit_scale.device, []
+    for start in range(0, len(captions), batch_size):
         ids, mask = tokenize(captions[start : start + batch_size], model.config.max_words)
-        parts.append(
-            model.encode_text(ids.to(model.logit_scale.device), mask.to(model.logit_scale.device)).to("cpu")
-        )
+        parts.append(model.encode_text(ids.to(device), mask.to(device)).to("cpu"))
     return TokenSet.cat(parts)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Captions `[T]`, `batch_size` of which pass the text tower at a time."""
+
+    model: RetrievalModel
+    captions: Sequence[str]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, rows: slice) -> TokenSet:
+        return encode_texts(self.model, self.captions[rows], self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -166,12 +156,11 @@ class StoredTexts:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, block: slice) -> TokenSet:
-        words, mask = self.clips.texts(self.rows[block])
-        with torch.no_grad():
-            return self.model.encode_text(
-                words.to(self.model.logit_scale.device), mask.to(self.model.logit_scale.device)
-            )
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> TokenSet:
+        words, mask = self.clips.texts(self.rows[rows])
+        device = self.model.logit_scale.device
+        return self.model.encode_text(words.to(device), mask.to(device))
 
 
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:
@@ -183,12 +172,13 @@ def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allo
     )
 
 
-def _check_same_data(dataset: VideoTextDataset, ranks: Ranks) -> None:
-    found = dataset_fingerprint(dataset)
-    if ranks.share(found) != found:
+def _check_same_start(dataset: VideoTextDataset, fingerprint: str, config: RunConfig, ranks: Ranks) -> None:
+    own, first = (fingerprint, to_dict(config)), ranks.share((fingerprint, to_dict(config)))
+    if own != first:
+        what = "settings" if own[0] == first[0] else "captions or videos"
         raise DatasetError(
-            f"{dataset.name} / {dataset.split}: process {ranks.rank} has other captions or videos than the "
-            "first one; give every process the same data"
+            f"{dataset.name} / {dataset.split}: process {ranks.rank} has other {what} than the first one; "
+            "give every process the same"
         )
 
 

@@ -8,29 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.distributed import Ranks
-from xclip_lab.encoding import Encoded, StoredTexts, encode, encode_texts, encode_videos
+from xclip_lab.encoding import Encoded, TextBlocks, encode
 from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.guards import check_evaluation, known_videos
-from xclip_lab.memory import is_out_of_memory, similarity_matrix
-from xclip_lab.metrics import BlockedRanks, Ties
-from xclip_lab.model import RetrievalModel, computed_by, evaluating
-from xclip_lab.parallel import in_threads, workers_on
+from xclip_lab.memory import similarity_matrix
+from xclip_lab.metrics import BlockedRanks
+from xclip_lab.model import RetrievalModel, computed_by
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.rerank import dual_softmax, qb_norm
 from xclip_lab.result import Result, count_and_first
+from xclip_lab.scoring import rank_in_blocks as rank_in_blocks
+from xclip_lab.scoring import score as score
+from xclip_lab.scoring import scored
 from xclip_lab.text import check_vocabulary
 from xclip_lab.tokens import TokenSet
 
 FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
-_BANK_BLOCK = 1024  # captions of a query bank encoded at once: it may have a hundred thousand
-_TEXTS = 512  # whose scores are in memory while `rank_in_blocks` counts
+_COPIES = 12  # of float32 scores, which a re-ranking makes in float64
+_TOP = 10  # videos of each caption that a result names which keeps no scores
 
 
 def video_clusters(dataset: VideoTextDataset) -> np.ndarray:
@@ -81,31 +81,45 @@ def evaluate(
     config = (config or model.origin.run or config_from_dict({})).with_model(model.config)
     settings = config.evaluation
     seen = check_evaluation(model.origin.seen, dataset, int(config.data.allow_overlap))
-    bank = _query_bank(dataset, config, bank) if settings.rerank == "qb_norm" else None
+    bank = _query_bank(dataset, config, bank)
+    if settings.rerank != "none" and settings.similarity in ("disk", "none"):
+        raise ConfigError(
+            f"evaluation.similarity: {settings.similarity} does not go with evaluation.rerank="
+            f"{settings.rerank}, which needs all scores in memory several times; leave one of them out"
+        )
     check_vocabulary(model.clip.token_embedding.num_embeddings)
     with computed_by(model, backend):
-        used = model.head.backend_on(model.logit_scale.device)  # refused before anything is decoded
+        device = model.logit_scale.device
+        model.head.backend_on(device)  # refused before anything is decoded
         encoded = encode(model, dataset, config, store, progress, ranks)
         kept = encoded.dataset
-        matrix = similarity_matrix(len(kept), len(kept.videos), settings.similarity)
-        _score_shares(model, encoded, encoded.video, config, progress, ranks, matrix)
-        stamp = {**_stamp(model, dataset, config, encoded), **seen, "backend": used}
+        texts, videos = len(kept), len(kept.videos)
+        matrix = None
+        if settings.similarity != "none":
+            copies = 0 if settings.rerank == "none" else _COPIES
+            matrix = similarity_matrix(texts, videos, settings.similarity, copies)
+        found = BlockedRanks(kept.text_to_video, videos, settings.ties, keep=_TOP if matrix is None else 0)
+        _score_shares(model, encoded.text, encoded.video, config, progress, ranks, matrix, found)
+        # Asked now: kernels that fail have given way to tiles, in one process or in all.
+        used = sorted(set(ranks.collect(model.head.backend_on(device))))
         result = Result.rank(
             matrix,
             kept.text_to_video,
             video_clusters(kept),
-            stamp,
+            {**_stamp(model, dataset, config, encoded), **seen, "backend": "+".join(used)},
+            entries=found.entries(),
+            top=found.top if matrix is None else None,
             captions=[sample.caption for sample in kept.samples],
             videos=kept.videos,
             rows=encoded.rows,
         )
-        if bank is not None:
-            return replace(
-                result, reranked=_by_qb_norm(result, model, config, encoded, bank, progress, ranks)
-            )
-    if settings.rerank == "dual_softmax":
-        return replace(result, reranked=_by_dual_softmax(result, model, config))
-    return result
+        if settings.rerank == "none":
+            return result
+        if bank is None:
+            reranked = _by_dual_softmax(result, model, config)
+        else:
+            reranked = _by_qb_norm(result, model, config, encoded, bank, progress, ranks)
+    return replace(result, reranked=reranked)
 
 
 def _stamp(
@@ -119,7 +133,7 @@ def _stamp(
         "checkpoint": model.origin.checkpoint,
         "dataset": dataset.name,
         "split": dataset.split,
-        "dataset_fingerprint": dataset_fingerprint(dataset),
+        "dataset_fingerprint": encoded.fingerprint,
         "protocol": dataset.protocol,
         "selection_split": model.origin.selection_split,
         "known_videos": known_videos(dataset),
@@ -141,18 +155,27 @@ def _stamp(
 
 def _score_shares(
     model: RetrievalModel,
-    encoded: Encoded,
+    text: TextBlocks,
     video: TokenSet,
     config: RunConfig,
     progress: bool,
     ranks: Ranks,
-    out: np.ndarray,
+    out: np.ndarray | None,
+    found: BlockedRanks | None = None,
 ) -> None:
-    """Fill `out [T, V]`, float32: each process scores its share of the captions and gets the others'."""
-    scores = torch.from_numpy(out)
-    own = scores[encoded.shares[ranks.rank]]
-    score(model, encoded.text, video, config.evaluation.block_size, progress, own)
-    ranks.complete(scores, encoded.shares)
+    """Fill `out [T, V]`, float32, and `found`: each process scores its share of the captions and has all."""
+    shares = ranks.shares(len(text), config.evaluation.batch_size)
+    scores = None if out is None else torch.from_numpy(out)
+    blocks = scored(model, text, video, config.evaluation.block_size, progress, scores, shares[ranks.rank])
+    for rows, block in blocks:
+        if found is not None:
+            found.add(block, rows.start)
+    if scores is not None:
+        ranks.complete(scores, shares)
+    if found is not None:
+        for of_rows in (found.above, found.equal, found.top):
+            ranks.complete(torch.from_numpy(of_rows), shares)
+        ranks.largest(torch.from_numpy(found.best))
 
 
 def _by_dual_softmax(raw: Result, model: RetrievalModel, config: RunConfig) -> Result:
@@ -180,27 +203,25 @@ def _by_qb_norm(
 ) -> Result:
     """The bank's captions look for the evaluated videos, its videos for the evaluated captions."""
     settings, scale = config.evaluation, _scale(model)
-    bank_videos = encode_videos(model, bank, config, progress=progress, ranks=ranks)
-    bank = bank_videos.dataset
+    of_bank = encode(model, bank, config, progress=progress, ranks=ranks)
+    bank = of_bank.dataset
     captions = [sample.caption for sample in bank.samples]
-    of_bank_videos = np.empty((len(raw.captions), len(bank.videos)), np.float32)
-    _score_shares(model, encoded, bank_videos.video, config, progress, ranks, of_bank_videos)
-    of_bank_captions = np.empty((len(captions), len(raw.videos)), np.float32)
-    scores, shares = torch.from_numpy(of_bank_captions), ranks.shares(len(captions), _BANK_BLOCK)
-    starts = range(len(captions))[shares[ranks.rank]][::_BANK_BLOCK]
-    for start in tqdm(starts, "query bank", disable=not progress, leave=False):
-        block = slice(start, start + _BANK_BLOCK)
-        with evaluating(model):
-            text = encode_texts(model, captions[block], settings.batch_size)
-        score(model, text, encoded.video, settings.block_size, out=scores[block])
-    ranks.complete(scores, shares)
+
+    def score_all(text: TextBlocks, video: TokenSet) -> np.ndarray:
+        matrix = similarity_matrix(len(text), len(video), settings.similarity)
+        _score_shares(model, text, video, config, progress, ranks, matrix)
+        matrix /= scale
+        return matrix
+
+    of_bank_videos = score_all(encoded.text, of_bank.video)
+    of_bank_captions = score_all(of_bank.text, encoded.video)
     numbers: dict[str, Any] = {
         "beta": float(settings.qb_beta),
         "k": int(settings.qb_k),
         "theta": int(settings.qb_theta),
     }
-    t2v = qb_norm(raw.similarity / scale, of_bank_captions / scale, **numbers)
-    v2t = qb_norm(raw.similarity.T / scale, of_bank_videos.T / scale, **numbers).T
+    t2v = qb_norm(raw.similarity / scale, of_bank_captions, **numbers)
+    v2t = qb_norm(raw.similarity.T / scale, of_bank_videos.T, **numbers).T
     wordings = set(captions)
     how = {
         "method": "qb_norm",
@@ -214,14 +235,18 @@ def _by_qb_norm(
 
 def _beside(raw: Result, t2v: np.ndarray, v2t: np.ndarray, stamp: Mapping[str, Any]) -> Result:
     """The same evaluation with other similarities, one matrix `[T, V]` a direction."""
-    gallery = {"captions": raw.captions, "videos": raw.videos, "rows": raw.rows}
+    gallery: dict[str, Any] = {"captions": raw.captions, "videos": raw.videos, "rows": raw.rows}
     return Result.rank(t2v, raw.text_to_video, raw.clusters, {**raw.stamp, **stamp}, v2t, **gallery)
 
 
 def _query_bank(
     dataset: VideoTextDataset, config: RunConfig, bank: VideoTextDataset | None
-) -> VideoTextDataset:
-    """The split whose statistics QB-Norm uses; never one that holds what is evaluated."""
+) -> VideoTextDataset | None:
+    """The split whose statistics QB-Norm uses; never one that holds what is evaluated. None without it."""
+    if config.evaluation.rerank != "qb_norm":
+        if bank is not None:
+            raise ConfigError("evaluate(bank=) serves QB-Norm alone; set evaluation.rerank=qb_norm")
+        return None
     if bank is None:
         if dataset.name not in DATASETS.names():
             raise ConfigError(
@@ -245,73 +270,3 @@ def _query_bank(
 def _scale(model: RetrievalModel) -> float:
     """By what the similarity is larger than a cosine."""
     return model.logit_scale.exp().item() if model.head.scaled_similarity else 1.0
-
-
-def score(
-    model: RetrievalModel,
-    text: TokenSet | StoredTexts,
-    video: TokenSet,
-    block_size: int | None = None,
-    progress: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
-    """`model.similarity` of all texts with all videos, float32 `[T, V]` on the CPU, by all of its cores.
-
-    Args:
-        block_size: so many texts meet so many videos at a time; None for what suits the head. It decides on
-            the memory that is needed, not on the scores.
-        out: `[T, V]` to be filled, such as a file mapped into memory; None for a new one.
-
-    Raises:
-        ConfigError: a block that does not fit into memory, or a backend that cannot be used.
-    """
-    device = model.logit_scale.device
-    workers, video = workers_on(device), video.to(device)
-    similarity = torch.empty(len(text), len(video)) if out is None else out
-    rows, columns = (block_size, block_size) if block_size else model.head.block_on(device)
-    if len(text) <= rows:  # few queries keep all cores busy too
-        columns = min(columns, -(-len(video) // workers))
-    jobs = [(top, left) for left in range(0, len(video), columns) for top in range(0, len(text), rows)]
-
-    def work(job: tuple[int, int]) -> None:
-        block, part = slice(job[0], job[0] + rows), slice(job[1], job[1] + columns)
-        similarity[block, part] = model.similarity(text[block].to(device), video[part]).float().cpu()
-
-    try:
-        with evaluating(model):
-            done = in_threads(work, jobs, workers)
-            for _ in tqdm(done, "score", len(jobs), unit="block", disable=not progress, leave=False):
-                pass
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"evaluation.block_size: {rows} texts x {columns} videos at a time do not fit into memory; "
-            f"try {max(1, min(rows, columns) // 4)}"
-        ) from error
-    return similarity
-
-
-def rank_in_blocks(
-    model: RetrievalModel,
-    text: TokenSet | StoredTexts,
-    video: TokenSet,
-    text_to_video: np.ndarray,
-    ties: Ties = "pessimistic",
-    keep: int = 10,
-    block_size: int | None = None,
-    progress: bool = False,
-) -> BlockedRanks:
-    """The ranks of a gallery whose similarities need never stand in memory or on the disk as a whole.
-
-    Args:
-        text_to_video: `[T]`. keep: how many of each text's best videos the result's `top [T, keep]` names.
-            The others as in `score`.
-
-    Raises:
-        ConfigError: as `score`. MetricError: a score that is NaN.
-    """
-    found = BlockedRanks(text_to_video, len(video), ties, keep)
-    for start in tqdm(range(0, len(text), _TEXTS), "rank", unit="block", disable=not progress, leave=False):
-        found.add(score(model, text[start : start + _TEXTS], video, block_size))
-    return found

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from xclip_lab.clips import BrokenClip, ClipDataset, Clips, FrameStore, StoredCl
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.errors import ConfigError, DatasetError, disk_remedy
+from xclip_lab.memory import reserve
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint
 from xclip_lab.text import tokenize
@@ -116,8 +116,8 @@ class _Split:
         if self.note.is_file():
             return _open(path, shape, "r+")
         array = open_memmap(path, mode="w+", dtype=values, shape=shape)
-        with path.open("r+b") as file:  # a disk that is too full says so now, and not by a signal later
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        with path.open("r+b") as file:
+            reserve(file.fileno())
         return array
 
     def _done(self, **what: int) -> None:

@@ -100,89 +100,112 @@ def ranks(similarity: Any, text_to_video: Any, ties: Ties = "pessimistic") -> di
 
 def rank_entries(similarity: Any, text_to_video: Any, ties: Ties = "pessimistic") -> dict[str, Entries]:
     """As `ranks`, with the query of each rank: a row of `similarity` for t2v, a column for v2t."""
-    if ties not in get_args(Ties):
-        allowed = get_args(Ties)
+    scores = _to_numpy(similarity)
+    if scores.ndim != 2 or scores.size == 0:
+        raise MetricError(f"similarity: expected captions x videos [T, V], got shape {list(scores.shape)}")
+    found = BlockedRanks(text_to_video, scores.shape[1], ties, keep=0)
+    if len(found.index) != len(scores):
         raise MetricError(
-            f"ties: {ties!r} is not one of {', '.join(allowed)}{did_you_mean(str(ties), allowed)}"
+            f"text_to_video has {len(found.index)} entries, similarity {len(scores)} rows: give one entry a "
+            "caption"
         )
-    scores, index = _checked(similarity, text_to_video)
-    t2v = _caption_entries(scores, index, ties, _several_captions(index))
-    return {"t2v": t2v, "v2t": _settle(*_video_to_text(scores, index), np.unique(index), ties)}
+    step = max(1, _BLOCK // scores.shape[1])
+    for start in range(0, len(scores), step):
+        found.add(scores[start : start + step], start)
+    return found.entries()
 
 
 class BlockedRanks:
-    """`ranks`, and the best columns of each row, of a matrix that comes in blocks of rows and is never whole.
+    """Ranks, and the best columns of each row, of a matrix that comes in blocks of rows and is never whole.
 
-    Needs memory for a `[V, V]` matrix, not for `[T, V]`.
+    Needs memory for `[C, C]` of the C videos with captions, not for `[T, V]`.
 
     Args:
         text_to_video: `[T]`. videos: V. ties: as in `retrieval_metrics`. keep: how many columns of each row.
 
+    Attributes:
+        above, equal: `[T]`, how many videos stand before a caption's own, and as high as it. best: `[C, C]`,
+            of each video's captions the highest score with each video. top: `[T, keep]`, the best columns of
+            each row, the best first, equals by their column.
+
+    Raises:
+        MetricError: an index out of range or not of whole numbers, or an unknown policy.
+
     >>> found = BlockedRanks([0, 1, 1, 2], videos=3, keep=1)
-    >>> found.add([[0.9, 0.1, 0.3], [0.2, 0.4, 0.8]])
-    >>> found.add([[0.1, 0.6, 0.2], [0.0, 0.3, 0.7]])
+    >>> found.add([[0.9, 0.1, 0.3], [0.2, 0.4, 0.8]], start=0)
+    >>> found.add([[0.1, 0.6, 0.2], [0.0, 0.3, 0.7]], start=2)
     >>> found.ranks()["t2v"].tolist(), found.ranks()["v2t"].tolist(), found.top.ravel().tolist()
     ([1, 2, 1, 1], [1, 1, 2], [0, 2, 1, 2])
     """
 
     def __init__(self, text_to_video: Any, videos: int, ties: Ties = "pessimistic", keep: int = 10) -> None:
-        self.index, self.ties = _to_numpy(text_to_video).astype(np.int64), ties
+        if ties not in get_args(Ties):
+            allowed = get_args(Ties)
+            raise MetricError(
+                f"ties: {ties!r} is not one of {', '.join(allowed)}{did_you_mean(str(ties), allowed)}"
+            )
+        self.index, self.videos, self.ties = _checked_index(text_to_video, videos), videos, ties
+        self._captioned, self._place = np.unique(self.index, return_inverse=True)
+        self._in_gallery_order = lower_median(self.index, ties)
+        self.above = np.full(len(self.index), -1)  # until a row comes
+        self.equal = np.zeros_like(self.above)
         self.top = np.empty((len(self.index), min(keep, videos)), dtype=np.int64)
-        self._best = np.full((videos, videos), -np.inf, dtype=np.float32)  # [video of a caption, video]
-        self._of_texts: list[np.ndarray] = []
-        self._seen = 0
+        self.best = np.full((len(self._captioned),) * 2, -np.inf, dtype=np.float32)
 
-    def add(self, scores: Any) -> None:
-        """The next rows, `[n, V]`.
+    def add(self, scores: Any, start: int) -> None:
+        """Some rows, `[n, V]`, the first of which is row `start`.
 
         Raises:
-            MetricError: a NaN, or another number of videos.
+            MetricError: a NaN, what is no number, or rows and columns that there are not.
         """
-        rows = slice(self._seen, self._seen + len(scores))
-        block, index = _checked(scores, self.index[rows], first_row=rows.start)
-        if block.shape[1] != len(self._best):
-            raise MetricError(f"a block has {block.shape[1]} columns, there are {len(self._best)} videos")
-        found = _caption_entries(block, index, self.ties, _several_captions(self.index))
-        self._of_texts.append(found.ranks)
-        by_video = np.argsort(index, kind="stable")
-        videos, first = np.unique(index[by_video], return_index=True)
-        best = np.maximum.reduceat(block[by_video], first, axis=0)
-        self._best[videos] = np.maximum(self._best[videos], best)
-        kept = np.argpartition(-block, self.top.shape[1] - 1, axis=1)[:, : self.top.shape[1]]
-        order = np.argsort(-np.take_along_axis(block, kept, 1), axis=1, kind="stable")
-        self.top[rows] = np.take_along_axis(kept, order, 1)
-        self._seen = rows.stop
+        block, rows = _checked_block(scores, start), slice(start, start + len(scores))
+        if block.shape[1] != self.videos or rows.stop > len(self.index):
+            raise MetricError(
+                f"rows {start} to {rows.stop - 1} with {block.shape[1]} columns do not fit: there are "
+                f"{len(self.index)} captions and {self.videos} videos"
+            )
+        own, index = np.take_along_axis(block, self.index[rows, None], 1), self.index[rows, None]
+        above, equal = block > own, block == own
+        if self._in_gallery_order:  # no equals: the gallery orders them
+            above |= equal & (np.arange(self.videos) < index)
+            equal = above[:, :0]
+        self.above[rows] = np.count_nonzero(above, axis=1)
+        self.equal[rows] = np.maximum(np.count_nonzero(equal, axis=1) - 1, 0)
+        if self.top.shape[1]:
+            self.top[rows] = np.argsort(-block, axis=1, kind="stable")[:, : self.top.shape[1]]
+        self.best = self.best.astype(np.result_type(self.best, block), copy=False)
+        by_video = np.argsort(self._place[rows], kind="stable")
+        videos, first = np.unique(self._place[rows][by_video], return_index=True)
+        columns = block if len(self._captioned) == self.videos else block[:, self._captioned]
+        best = np.maximum.reduceat(columns[by_video], first, axis=0)
+        self.best[videos] = np.maximum(self.best[videos], best)
 
-    def ranks(self) -> dict[str, np.ndarray]:
-        """As `ranks` gives them, once all rows were added.
+    def entries(self) -> dict[str, Entries]:
+        """As `rank_entries` gives them, once all rows were added.
 
         Raises:
             MetricError: rows are missing.
         """
-        if self._seen < len(self.index):
-            raise MetricError(f"{self._seen} of {len(self.index)} rows were added")
-        captioned = np.unique(self.index)
-        counts = _video_to_text(self._best[captioned], captioned)
+        missing = np.count_nonzero(self.above < 0)
+        if missing:
+            raise MetricError(f"{missing} of {len(self.index)} rows were not added")
+        own = np.diagonal(self.best)
+        above = np.count_nonzero(self.best > own, axis=0)
+        equal = np.count_nonzero(self.best == own, axis=0) - 1
         return {
-            "t2v": np.concatenate(self._of_texts),
-            "v2t": _settle(*counts, captioned, self.ties).ranks,
+            "t2v": _settle(self.above, self.equal, np.arange(len(self.index)), self.ties),
+            "v2t": _settle(above, equal, self._captioned, self.ties),
         }
+
+    def ranks(self) -> dict[str, np.ndarray]:
+        """As `ranks` gives them; raises as `entries`."""
+        return {name: entries.ranks for name, entries in self.entries().items()}
 
 
 def lower_median(text_to_video: Any, ties: Ties) -> bool:
     """Whether t2v's median is the lower one: the official code's, where a video has several captions."""
-    return ties == "official" and _several_captions(_to_numpy(text_to_video))
-
-
-def _caption_entries(scores: np.ndarray, index: np.ndarray, ties: str, several: bool) -> Entries:
-    rows = np.arange(len(index))
-    if ties == "official" and several:
-        return Entries(_gallery_order_ranks(scores, index), rows)
-    return _settle(*_text_to_video(scores, index), rows, ties)
-
-
-def _several_captions(index: np.ndarray) -> bool:
-    return len(np.unique(index)) < len(index)
+    index = _to_numpy(text_to_video)
+    return ties == "official" and len(np.unique(index)) < len(index)
 
 
 def _settle(above: np.ndarray, equal: np.ndarray, queries: np.ndarray, ties: str) -> Entries:
@@ -199,47 +222,6 @@ def _settle(above: np.ndarray, equal: np.ndarray, queries: np.ndarray, ties: str
     return Entries(np.repeat(above + 1, places) + offset, np.repeat(queries, places))
 
 
-def _text_to_video(scores: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each caption the number of videos above its own, and of others with the same score."""
-    above = np.empty(len(index), dtype=np.int64)
-    equal = np.empty_like(above)
-    for rows in _blocks(len(index), scores.shape[1]):
-        own = np.take_along_axis(scores[rows], index[rows, None], axis=1)
-        above[rows] = np.count_nonzero(scores[rows] > own, axis=1)
-        equal[rows] = np.count_nonzero(scores[rows] == own, axis=1) - 1
-    return above, equal
-
-
-def _gallery_order_ranks(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """For each caption the rank of its video when videos of equal score keep the gallery's order."""
-    found = np.empty(len(index), dtype=np.int64)
-    position = np.arange(scores.shape[1])
-    for rows in _blocks(len(index), scores.shape[1]):
-        own = np.take_along_axis(scores[rows], index[rows, None], axis=1)
-        earlier = (scores[rows] == own) & (position < index[rows, None])
-        found[rows] = 1 + np.count_nonzero((scores[rows] > own) | earlier, axis=1)
-    return found
-
-
-def _video_to_text(scores: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each captioned video the number of videos whose best caption beats its own best, and of equals."""
-    videos, first = np.unique(np.sort(index), return_index=True)
-    by_video = np.argsort(index, kind="stable")
-    above = np.empty(len(videos), dtype=np.int64)
-    equal = np.empty_like(above)
-    for part in _blocks(len(videos), len(index)):
-        best = np.maximum.reduceat(scores[np.ix_(by_video, videos[part])], first, axis=0)
-        own = np.diagonal(best[part])
-        above[part] = np.count_nonzero(best > own, axis=0)
-        equal[part] = np.count_nonzero(best == own, axis=0) - 1
-    return above, equal
-
-
-def _blocks(count: int, width: int) -> list[slice]:
-    size = max(1, _BLOCK // max(1, width))
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
 def _to_numpy(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):  # a tensor; NumPy has no bfloat16
         values = values.detach().cpu()
@@ -247,20 +229,11 @@ def _to_numpy(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def _checked(similarity: Any, text_to_video: Any, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    scores, index = _to_numpy(similarity), _to_numpy(text_to_video)
-    if scores.ndim != 2 or scores.size == 0:
-        raise MetricError(f"similarity: expected captions x videos [T, V], got shape {list(scores.shape)}")
-    if not np.issubdtype(scores.dtype, np.number) or np.iscomplexobj(scores):
-        raise MetricError(f"similarity: expected real numbers, got {scores.dtype}")
+def _checked_index(text_to_video: Any, videos: int) -> np.ndarray:
+    index = _to_numpy(text_to_video)
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         raise MetricError(
             f"text_to_video: expected whole numbers [T], got {index.dtype} of shape {list(index.shape)}"
-        )
-    captions, videos = scores.shape
-    if len(index) != captions:
-        raise MetricError(
-            f"text_to_video has {len(index)} entries, similarity {captions} rows: give one entry a caption"
         )
     outside = np.flatnonzero((index < 0) | (index >= videos))
     if outside.size:
@@ -268,12 +241,21 @@ def _checked(similarity: Any, text_to_video: Any, first_row: int = 0) -> tuple[n
         raise MetricError(
             f"text_to_video[{row}] is {index[row]}: similarity has the columns 0 to {videos - 1}"
         )
-    for rows in _blocks(captions, videos):
-        bad = np.argwhere(np.isnan(scores[rows]))
-        if len(bad):
-            row, column = first_row + rows.start + bad[0, 0], bad[0, 1]
-            raise MetricError(
-                f"similarity is NaN at row {row}, column {column} (caption {row}, video {column}); look for "
-                "a video without valid frames, or weights that are not finite"
-            )
-    return scores, index.astype(np.int64)
+    return index.astype(np.int64)
+
+
+def _checked_block(similarity: Any, first_row: int) -> np.ndarray:
+    """Rows of scores, as floats."""
+    scores = _to_numpy(similarity)
+    if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.number) or np.iscomplexobj(scores):
+        raise MetricError(
+            f"similarity: expected real numbers [T, V], got {scores.dtype} of shape {list(scores.shape)}"
+        )
+    bad = np.argwhere(np.isnan(scores))
+    if len(bad):
+        row, column = first_row + bad[0, 0], bad[0, 1]
+        raise MetricError(
+            f"similarity is NaN at row {row}, column {column} (caption {row}, video {column}); look for "
+            "a video without valid frames, or weights that are not finite"
+        )
+    return scores if np.issubdtype(scores.dtype, np.floating) else scores.astype(np.float64)

@@ -21,11 +21,17 @@ from xclip_lab.seen import Seen
 from xclip_lab.temporal import AGG_MODULES
 from xclip_lab.tokens import TokenSet
 
-Gather = Callable[[TokenSet, TokenSet], tuple[TokenSet, TokenSet]]
+Complete = Callable[[Tensor], Tensor]
+"""Scores of some of a batch's texts `[t, V]` to those of all `[T, V]`."""
+Gather = Callable[[TokenSet, TokenSet], tuple[TokenSet, TokenSet, Complete]]
 
 
-def _as_they_are(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet]:
-    return text, video
+def _as_they_are(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet, Complete]:
+    return text, video, _complete
+
+
+def _complete(logits: Tensor) -> Tensor:
+    return logits
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,17 @@ class RetrievalModel(nn.Module):
         text = self.encode_text(batch.token_ids, batch.text_mask)
         return self.pair_loss(*gather(text, self.encode_video(batch.video, batch.video_mask)))
 
-    def pair_loss(self, text: TokenSet, video: TokenSet) -> dict[str, Tensor]:
-        """`loss` of features: text i belongs to video i."""
+    def pair_loss(self, text: TokenSet, video: TokenSet, complete: Complete = _complete) -> dict[str, Tensor]:
+        """`loss` of features: text i belongs to video i.
+
+        Args:
+            complete: where the texts are not all of the batch's, what makes theirs the scores of all.
+        """
         output = self._head_output(text, video)
         scale = self.logit_scale.exp() if self.head.scaled_loss else 1.0
         contrasted = output.contrasted or {"contrastive_loss": (1.0, output.logits)}
         parts = {
-            name: weight * symmetric_cross_entropy(logits * scale)
+            name: weight * symmetric_cross_entropy(complete(logits) * scale)
             for name, (weight, logits) in contrasted.items()
         }
         parts |= output.aux

@@ -1,6 +1,7 @@
 """All cores for operations too small to fill them: a Python thread a core, each with one torch thread.
 
-On small blocks that beats one pool of torch threads, which meets at a barrier after every operation.
+On small blocks that beats one pool of torch threads, which meets at a barrier after every operation. Beyond
+some threads Python's lock and the memory of so many blocks cost more than they give: then each has several.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from typing import TypeVar
 
 import torch
 
+_MOST = 16
+
 Job = TypeVar("Job")
 Made = TypeVar("Made")
 
 
 def workers_on(device: torch.device) -> int:
-    """How many jobs to do at a time: one a torch thread on the CPU, one on a device that is parallel itself.
+    """How many jobs to do at a time: on the CPU one a torch thread, 16 at most; one on a device that is
+    parallel itself.
 
-    Within a job it is 1, so that what is nested in one stays in its thread.
+    Within a job it is the job's part of the threads, mostly 1: what is nested in it stays in its thread.
     """
-    return torch.get_num_threads() if device.type == "cpu" else 1
+    return min(torch.get_num_threads(), _MOST) if device.type == "cpu" else 1
 
 
 def in_threads(function: Callable[[Job], Made], jobs: Iterable[Job], workers: int) -> Iterator[Made]:
@@ -41,7 +45,8 @@ def in_threads(function: Callable[[Job], Made], jobs: Iterable[Job], workers: in
         ):  # a thread has its own switches
             return function(job)
 
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    of_each = max(1, before // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(of_each,))
     try:
         yield from pool.map(work, jobs)
     finally:

@@ -20,7 +20,8 @@ from xclip_lab.stats import recall_intervals
 SIDES = {"t2v": "text-to-video", "v2t": "video-to-text"}
 RERANKED = "reranked"
 _JSON = ("gallery", "stamp", "intervals", "metrics")
-_SIMILARITY, _SIMILARITY_V2T = "similarity.npy", "similarity_v2t.npy"
+_SIMILARITY, _SIMILARITY_V2T, _TOP = "similarity.npy", "similarity_v2t.npy", "top.npy"
+_RANKS = {side: f"ranks_{side}.npy" for side in SIDES}
 
 
 class ResultError(UserError):
@@ -32,8 +33,9 @@ class Result:
     """An evaluation and how it came about.
 
     Attributes:
-        similarity: `[T, V]`, float32 as the model gives it, float64 re-ranked. text_to_video: `[T]`, the
-            column of each caption's video.
+        scores: `[T, V]`, float32 as the model gives it, float64 re-ranked; None where none were kept
+            (`evaluation.similarity=none`). Read them as `similarity`.
+        text_to_video: `[T]`, the column of each caption's video.
         captions: the T texts. videos: the V video ids. rows: `[T]`, the dataset's sample that each row is
             (every sample in its order, less those of missing videos).
         clusters: `[V]`, videos with the same number are drawn together (`video_clusters`).
@@ -44,10 +46,11 @@ class Result:
             `post_processing` is "none", or how it was re-ranked and where the statistics come from.
         similarity_v2t: `[T, V]` that v2t ranks where it is another matrix: re-ranked similarities hold for
             one direction only, and `similarity` is then that of t2v alone. None: `similarity` serves both.
+        top: `[T, 10]`, the columns of each caption's best videos, the best first, where no scores were kept.
         reranked: the same evaluation re-ranked (`evaluation.rerank`), beside this raw one.
     """
 
-    similarity: np.ndarray
+    scores: np.ndarray | None
     text_to_video: np.ndarray
     captions: list[str]
     videos: list[str]
@@ -58,34 +61,52 @@ class Result:
     intervals: dict[str, dict[str, tuple[float, float]]]
     stamp: dict[str, Any]
     similarity_v2t: np.ndarray | None = None
+    top: np.ndarray | None = None
     reranked: Result | None = None
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """`[T, V]`, the scores.
+
+        Raises:
+            ResultError: they were not kept.
+        """
+        if self.scores is None:
+            raise ResultError(
+                "this result has no scores, only ranks and each caption's first videos: evaluate again "
+                "without evaluation.similarity=none"
+            )
+        return self.scores
 
     @classmethod
     def rank(
         cls,
-        similarity: np.ndarray,
+        scores: np.ndarray | None,
         text_to_video: np.ndarray,
         clusters: np.ndarray,
         stamp: dict[str, Any],
         similarity_v2t: np.ndarray | None = None,
+        entries: Mapping[str, Entries] | None = None,
         **gallery: Any,
     ) -> Result:
         """A result from its similarities: ranks, metrics and intervals by the stamp's `ties` and `intervals`.
 
         Args:
-            gallery: `captions`, `videos` and `rows`; the rest as the attributes.
+            entries: the ranks, where they are known already. gallery: `captions`, `videos`, `rows` and maybe
+                `top`; the rest as the attributes.
 
         Raises:
             MetricError: a similarity that is NaN, or shapes that do not fit.
         """
-        entries = _entries(similarity, similarity_v2t, text_to_video, stamp["ties"])
+        if entries is None:
+            entries = _entries(scores, similarity_v2t, text_to_video, stamp["ties"])
         lower = {"t2v": lower_median(text_to_video, stamp["ties"]), "v2t": False}
         of_queries = {"t2v": clusters[text_to_video], "v2t": clusters}
         intervals = {
             side: _intervals(found, of_queries[side], stamp, lower[side]) for side, found in entries.items()
         }
         return cls(
-            similarity=similarity,
+            scores=scores,
             text_to_video=text_to_video,
             clusters=clusters,
             ranks={side: found.ranks for side, found in entries.items()},
@@ -120,11 +141,12 @@ class Result:
         return metrics_of(entries.ranks, lower), _intervals(entries, clusters, self.stamp, lower)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `metrics.json`, `intervals.json`, `stamp.json`, `gallery.json` and `similarity.npy`.
+        """Write `metrics.json`, `intervals.json`, `stamp.json`, `gallery.json` and `similarity.npy`, or where
+        no scores were kept `ranks_t2v.npy`, `ranks_v2t.npy` and `top.npy`.
 
-        A re-ranked result goes, with the same names, into `reranked/`, and `similarity_v2t.npy` with it; one
-        that lay there from an earlier result goes. Each file appears whole or not at all; `metrics.json`
-        comes last.
+        A re-ranked result goes, with the same names, into `reranked/`, and `similarity_v2t.npy` with it. What
+        lay there from an earlier result goes. Each file appears whole or not at all; `metrics.json` comes
+        last.
 
         Raises:
             ResultError: the folder cannot be written, or the disk is full.
@@ -143,11 +165,14 @@ class Result:
                 _remove(folder / RERANKED)
             else:
                 self.reranked.save(folder / RERANKED)
-            _write_array(folder / _SIMILARITY, self.similarity)
-            if self.similarity_v2t is None:
-                (folder / _SIMILARITY_V2T).unlink(missing_ok=True)
-            else:
-                _write_array(folder / _SIMILARITY_V2T, self.similarity_v2t)
+            arrays = {_SIMILARITY: self.scores, _SIMILARITY_V2T: self.similarity_v2t, _TOP: self.top}
+            for side, name in _RANKS.items():
+                arrays[name] = self.ranks[side] if self.scores is None else None
+            for name, array in arrays.items():
+                if array is None:
+                    (folder / name).unlink(missing_ok=True)
+                else:
+                    _write_array(folder / name, array)
             for name, content in zip(_JSON, (gallery, self.stamp, self.intervals, self.metrics), strict=True):
                 write_text(folder / f"{name}.json", json.dumps(content, indent=2) + "\n")
         except OSError as error:
@@ -166,21 +191,26 @@ class Result:
         folder = Path(folder)
         v2t, reranked = folder / _SIMILARITY_V2T, folder / RERANKED
         try:
-            similarity = np.load(folder / _SIMILARITY, allow_pickle=False)
-            similarity_v2t = np.load(v2t, allow_pickle=False) if v2t.exists() else None
+            top = np.load(folder / _TOP) if (folder / _TOP).exists() else None
+            similarity = np.load(folder / _SIMILARITY) if top is None else None
+            similarity_v2t = np.load(v2t) if v2t.exists() else None
             gallery, stamp, intervals, metrics = (
                 json.loads((folder / f"{name}.json").read_text()) for name in _JSON
             )
             text_to_video = np.asarray(gallery["text_to_video"], dtype=np.int64)
-            entries = _entries(similarity, similarity_v2t, text_to_video, stamp["ties"])
+            if similarity is None:
+                ranks = {side: np.load(folder / name) for side, name in _RANKS.items()}
+            else:
+                entries = _entries(similarity, similarity_v2t, text_to_video, stamp["ties"])
+                ranks = {side: found.ranks for side, found in entries.items()}
             return cls(
-                similarity=similarity,
+                scores=similarity,
                 text_to_video=text_to_video,
                 captions=gallery["captions"],
                 videos=gallery["videos"],
                 rows=np.asarray(gallery["rows"], dtype=np.int64),
                 clusters=np.asarray(gallery["clusters"], dtype=np.int64),
-                ranks={side: found.ranks for side, found in entries.items()},
+                ranks=ranks,
                 metrics=metrics,
                 intervals={
                     side: {name: (low, high) for name, (low, high) in found.items()}
@@ -188,6 +218,7 @@ class Result:
                 },
                 stamp=stamp,
                 similarity_v2t=similarity_v2t,
+                top=top,
                 reranked=cls.load(reranked) if reranked.is_dir() else None,
             )
         except FileNotFoundError as error:
@@ -244,7 +275,7 @@ def count_and_first(names: Sequence[str]) -> str:
 
 
 def _entries(
-    similarity: np.ndarray, similarity_v2t: np.ndarray | None, text_to_video: np.ndarray, ties: Any
+    similarity: Any, similarity_v2t: np.ndarray | None, text_to_video: np.ndarray, ties: Any
 ) -> dict[str, Entries]:
     """The ranks of both directions, each from its own matrix."""
     entries = rank_entries(similarity, text_to_video, ties)

@@ -46,6 +46,7 @@ _STATE_FIELDS = {
     "seconds": _NUMBER,
     "best": (dict, type(None)),
     "history_rows": int,
+    "tower_chunk": (int, type(None)),
     "optimizer": dict,
 }
 
@@ -174,6 +175,8 @@ class Checkpoints:
             missing = isinstance(error, FileNotFoundError | PermissionError)
             reason = one_line(error) if missing else "the file is cut off or holds something else"
             raise TrainingError(damaged(file, reason, self.folder.parent)) from error
+        if isinstance(state, dict):
+            state.setdefault("tower_chunk", None)  # older checkpoints know of no chunks
         mismatch = _mismatch(state, _STATE_FIELDS)
         if not mismatch and state["best"] is not None:
             mismatch = _mismatch(state["best"], _STAMP_FIELDS)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from xclip_lab.batching import Batch
-from xclip_lab.cached import cached_backward, fitting_chunk
+from xclip_lab.cached import cached_loss, fitting_chunk
 from xclip_lab.config import RunConfig
 from xclip_lab.distributed import Ranks, gather_pairs
 from xclip_lab.errors import TrainingError
 from xclip_lab.memory import is_out_of_memory
-from xclip_lab.model import RetrievalModel
+from xclip_lab.model import Complete, Gather, RetrievalModel
 from xclip_lab.optim import BertAdam, CosineAdamW, clamp_logit_scale
 from xclip_lab.resume import seed_everything
 from xclip_lab.tokens import TokenSet
@@ -33,8 +34,8 @@ class Stepper:
     process; on nothing that was drawn before.
 
     Attributes:
-        model: on `device`. checkpoint: what an error names as good where it exists. fitting: how many pairs
-            fit into memory at once, once that has been asked.
+        model: on `device`. checkpoint: what an error names as good where it exists. chunk: how many pairs
+            pass the towers at a time in each process, where `choose_chunk` chose it.
     """
 
     model: RetrievalModel
@@ -43,7 +44,16 @@ class Stepper:
     ranks: Ranks
     device: torch.device
     checkpoint: Path
-    fitting: int | None = None
+    chunk: int | None = None
+
+    def choose_chunk(self) -> None:
+        """Let as many pairs pass the towers at a time as the free memory of every process holds, unless that
+        is settled: by the config, by the run so far, or because no towers are used."""
+        train, data = self.config.train, self.config.data
+        if self.chunk is None and train.tower_chunk is None and data.features is None:
+            share = train.batch_size // (train.accumulate * self.ranks.world)
+            fits = fitting_chunk(self.model, self._blank_pair().to(self.device), share, self._autocast)
+            self.chunk = min(one for [one] in self.ranks.exchange([fits]))
 
     def make(self, step: int, parts: list[Batch | None]) -> dict[str, float]:
         """Forward, backward, one update. Each pair has the same weight, whatever part or process it is in.
@@ -68,14 +78,14 @@ class Stepper:
             if not size:
                 continue
             share = size / pairs
+            given = self._blank_pair() if batch is None else batch
             try:
-                values = self._backward(step, part, batch, share)
+                values = self._backward(step, part, given, batch is None, share)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise TrainingError(
-                    f"memory is full at step {step}: {size} pairs at a time are too many; set "
-                    f"train.tower_chunk=auto (the same gradients, a few pairs at a time){self._kept()}"
+                    f"memory is full at step {step}; {self._for_less(given)}{self._kept()}"
                 ) from error
             self._check_finite(step, values)
             for name, value in values.items():
@@ -90,41 +100,53 @@ class Stepper:
         scale = self.model.logit_scale.item()
         return {"pairs": pairs, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
 
-    def _backward(self, step: int, part: int, batch: Batch | None, share: float) -> dict[str, float]:
-        """Add the gradients of one part, over the pairs of all processes; its losses."""
+    def _backward(self, step: int, part: int, batch: Batch, blank: bool, share: float) -> dict[str, float]:
+        """Add the gradients of one part, over the pairs of all processes; its losses. A `blank` batch counts
+        for nothing."""
         seed, ranks = self.config.seed, self.ranks
         official = self.config.train.gather_gradients == "official"
 
-        def gather(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet]:
-            if batch is None:
+        def gather(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet, Complete]:
+            if blank:
                 text, video = text[:0], video[:0]
             seed_everything(
                 seed, step, part, _HEAD
             )  # the head draws alike in every process, and in one alone
-            return gather_pairs(ranks, text, video, official)
+            return gather_pairs(ranks, text, video, official, self.model.head.pairs_alone)
 
         seed_everything(seed, step, part, ranks.rank)
-        given = (self._blank_pair() if batch is None else batch).to(self.device)
-        chunk = self._chunk(given)
-        if chunk < len(given):
-            return cached_backward(self.model, given, chunk, gather, share, self._autocast)
         with self._autocast():
-            losses = self.model.loss(given, gather)
+            losses = self._losses(batch.to(self.device), gather)
         (losses["loss"] * share).backward()
         return {name: value.item() for name, value in losses.items()}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
 
-    def _chunk(self, batch: Batch) -> int:
-        """How many pairs pass the towers at a time."""
-        chunk = self.config.train.tower_chunk
+    def _losses(self, batch: Batch, gather: Gather) -> dict[str, Tensor]:
+        chunk = self._at_once(batch)
+        if chunk < len(batch):
+            return cached_loss(self.model, batch, chunk, gather)
+        return self.model.loss(batch, gather)
+
+    def _at_once(self, batch: Batch) -> int:
+        """How many pairs of it pass the towers at a time."""
+        chunk = self.chunk or self.config.train.tower_chunk
         if chunk is None or batch.video.ndim == 3:  # stored features have passed them
             return len(batch)
-        if chunk == "auto":
-            self.fitting = self.fitting or fitting_chunk(self.model, batch, self._autocast)
-            return self.fitting
-        return int(chunk)
+        return min(int(chunk), len(batch))
+
+    def _for_less(self, batch: Batch) -> str:
+        """What would need less memory than this batch."""
+        chunk, lower = self._at_once(batch), "try a lower train.batch_size"
+        if batch.video.ndim == 3:
+            return lower
+        if chunk == 1:
+            return f"{lower}, towers.gradient_checkpointing=true, train.precision=bf16 or a lower max_frames"
+        return (
+            f"{chunk} pairs at a time in the towers are too many: set train.tower_chunk={chunk // 2}, which "
+            f"gives the same gradients, or {lower}"
+        )
 
     def _blank_pair(self) -> Batch:
         """A pair of no meaning, for a process without any that must compute along with the others."""

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -113,6 +114,7 @@ def fit(
         run_lock(run_dir) if ranks.first else nullcontext(),
         disk_errors(run_dir),
     ):
+        ranks.patient = True  # the loop looks for SIGTERM after each step
         trainer = Trainer(model, config, train, run_dir, val, ranks)
         try:
             trainer.start_or_resume()
@@ -194,6 +196,7 @@ class Trainer:
             if self.ranks.first:
                 self.checkpoints.load_weights(self.model)
             self.checkpoints.restore(saved, self.optimizer)
+            self.stepper.chunk = saved["tower_chunk"]
             self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
             self.history_rows, self.saved = saved["history_rows"], saved["step"]
             if self.ranks.first:
@@ -206,9 +209,16 @@ class Trainer:
         if self.config.data.preload and isinstance(clips, ClipDataset):
             clips.store = store or preload(clips, progress)
             self.val_store = self._preload_val(progress)
+        self.stepper.choose_chunk()
         bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=not progress)
         record = History(self.run_dir, self.history_rows) if self.ranks.first else nullcontext()
         with record as self.history, bar, DelayedInterrupt(tell=self.ranks.first) as interrupt:
+            if progress and self._chunked:
+                bar.write(
+                    f"{self.share} pairs, {self.stepper.chunk} at a time in the towers: memory holds so many "
+                    "with what is kept of them; the gradients are the same",
+                    file=sys.stderr,
+                )
             self._began = time.perf_counter()
             self._paced_pairs, self._paced_seconds = 0, self.seconds
             stopping = False
@@ -279,6 +289,12 @@ class Trainer:
             yield step
             began = time.perf_counter()
 
+    @property
+    def _chunked(self) -> Row:
+        """How many pairs pass the towers at a time, where it was chosen and is fewer than all."""
+        chunk = self.stepper.chunk
+        return {"tower_chunk": chunk} if chunk is not None and chunk < self.share else {}
+
     def _train_step(self, parts: list[Batch | None]) -> Row:
         """One step; returns its numbers."""
         epoch = self.step // self.steps_per_epoch + 1
@@ -287,7 +303,7 @@ class Trainer:
         numbers = self.stepper.make(self.step, parts)
         self._stepped += time.perf_counter() - began
         self._paced_pairs += int(numbers["pairs"])
-        return {"step": self.step, "epoch": epoch, **numbers}
+        return {"step": self.step, "epoch": epoch, **numbers, **self._chunked}
 
     def _finish_epoch(self, row: Row) -> None:
         """Validate, record, save."""
@@ -346,6 +362,7 @@ class Trainer:
             "seconds": self._elapsed(),
             "best": self.best,
             "history_rows": len(history.rows),
+            "tower_chunk": self.stepper.chunk,
             "optimizer": self.optimizer.state_dict(),
         }
         self.checkpoints.save(self.model, state, stamp, best)

@@ -18,7 +18,7 @@ from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.encoding import encode
 from xclip_lab.evaluation import score
 from xclip_lab.metrics import retrieval_metrics
-from xclip_lab.model import RetrievalModel
+from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.tokens import TokenSet
 
 
@@ -78,12 +78,14 @@ def uniform_stages(
     """
     check_explainable(model, "uniform attention")
     encoded = encode(model, dataset, config, store)
+    with evaluating(model):
+        text = encoded.text[:]
     text_to_video = encoded.dataset.text_to_video
     [row] = np.flatnonzero(encoded.rows == clip.index)
     rows = {}
     for name in ["as it is", *softmax_taps(model)]:
         with nullcontext() if name == "as it is" else uniform(model, name):
-            similarity = score(model, encoded.text, encoded.video, config.evaluation.block_size)
+            similarity = score(model, text, encoded.video, config.evaluation.block_size)
         recall = retrieval_metrics(similarity, text_to_video, config.evaluation.ties)["t2v"]["R@1"]
         logit = similarity[row, text_to_video[row]].item()
         rows[name.removeprefix("head.")] = {"logit": logit, "R@1": recall}

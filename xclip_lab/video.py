@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from xclip_lab import frame_folder, indexed, sampling
 from xclip_lab.container import VideoInfo, open_container, probe, reason
@@ -34,6 +35,8 @@ Decoder = Literal["indexed", "decord", "pyav", "frames"]
 Sampler = Literal["official", "clip2video", "glscl", "uniform"]
 
 _CLOCK_ERROR = 1e-4
+# From version 17 on PyAV takes as many threads as there are cores for each frame: more than that is worth.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 class VideoFrames(NamedTuple):
@@ -167,23 +170,27 @@ def _check_memory(info: VideoInfo, count: int) -> None:
 def _decode(info: VideoInfo, wanted: np.ndarray, verify: bool) -> tuple[np.ndarray, Decoder]:
     if info.files:
         return frame_folder.read([info.files[i] for i in wanted], (info.height, info.width)), "frames"
+    refused = []
     if info._packets is not None:
         try:
             return _decode_indexed(info, info._packets, wanted), "indexed"
-        except Exception:  # the other ways get around it, or say what is wrong
-            pass
-    refused = "decord: not installed" if decord is None else "decord: cannot place this file's frames"
-    if decord is not None and info._decord_fits:
+        except (VideoError, av.FFmpegError, IndexError, ValueError) as error:
+            refused.append(f"by its index: {reason(error)}")  # the other ways may get around it
+    if decord is None:
+        refused.append("decord: not installed")
+    elif not info._decord_fits:
+        refused.append("decord: cannot place this file's frames")
+    else:
         if verify:  # before decord sees the file, which speaks to the terminal of what it finds
             _verify(info, wanted)
         try:
             return _decode_decord(info, wanted), "decord"
         except Exception as error:  # decord raises bare RuntimeErrors and its own
-            refused = f"decord: {reason(error)}"
+            refused.append(f"decord: {reason(error)}")
     try:
         return _decode_pyav(info, wanted), "pyav"
     except Exception as error:
-        raise VideoError(f"{info.path}: {refused}; PyAV: {reason(error)}") from error
+        raise VideoError(f"{info.path}: {'; '.join(refused)}; PyAV: {reason(error)}") from error
 
 
 def _decode_decord(info: VideoInfo, wanted: np.ndarray) -> np.ndarray:
@@ -206,7 +213,8 @@ def _verify(info: VideoInfo, wanted: np.ndarray) -> None:
 
 
 def _decode_indexed(info: VideoInfo, packets: PacketIndex, wanted: np.ndarray) -> np.ndarray:
-    with open_container(info.path) as container:
+    # The index knows the stream: opening need not decode its first frame to get to know it.
+    with open_container(info.path, skip_frame="all") as container:
         frames = indexed.decode(container, container.streams.video[info._stream], packets, wanted)
         return _stack(info, wanted, _upright_frames(info, wanted, frames))
 
@@ -232,10 +240,10 @@ def _upright_frames(
     """Those of the decoded frames that are wanted, as uint8 `[H, W, 3]` RGB."""
     quarter_turns = info.rotation // 90
     width, height = (info.height, info.width) if quarter_turns % 2 else (info.width, info.height)
-    needed = set(wanted.tolist())
+    needed, reformatter = set(wanted.tolist()), VideoReformatter()  # one for all: it takes time to set up
     for index, frame in decoded:
         if index in needed:
-            pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+            pixels = reformatter.reformat(frame, width, height, "rgb24", **_ONE_THREAD).to_ndarray()
             yield index, np.rot90(pixels[:, ::-1] if info._mirrored else pixels, quarter_turns)
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xclip_lab.aosm import kernels
-from xclip_lab.aosm.formula import attend
+from xclip_lab.aosm import blocked, formula, kernels, programs
 from xclip_lab.aosm.kernels import Tile, matrix_aosm, vector_aosm
 from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import ConfigError
+from xclip_lab.heads.xclip import XClipConfig, XClipHead
+from xclip_lab.tokens import TokenSet
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # T, V, W, F, D: none a multiple of its tile. Then tau and the norm of the features: at the last the scores
@@ -24,11 +25,12 @@ SIZES = {
     "papers": (3, 5, 32, 12, 40, 0.01, 1.0),
     "odd": (3, 5, 20, 7, 24, 1.0, 1.0),
     "sharp": (5, 11, 5, 3, 16, 0.01, 20.0),
+    "one word": (3, 9, 1, 3, 16, 0.01, 1.0),  # and one video more than a tile has
 }
 MODES = list(itertools.product([False, True], repeat=3))  # word mask, frame mask, general matrices
 FP32, FP16 = torch.float32, torch.float16
 CASES = [("papers", FP32, *mode) for mode in MODES]  # at every mode; elsewhere two that have all between them
-CASES += [(name, FP32, *mode) for name in ("odd", "sharp") for mode in (MODES[1], MODES[6])]
+CASES += [(name, FP32, *mode) for name in ("odd", "sharp", "one word") for mode in (MODES[1], MODES[6])]
 CASES += [(name, FP16, *mode) for name in SIZES for mode in (MODES[0], MODES[7])]
 EPSILON = {torch.float16: 2**-11, torch.float32: 2**-21}
 
@@ -39,24 +41,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for table, twice in ((kernels.FORWARD, True), (kernels.BACKWARD, False)):
         for dtype in table:
             monkeypatch.setitem(table, dtype, Tile(64, 32, 16, 4, 2, twice))
-    monkeypatch.setattr(kernels, "_CHUNK", 3000)
-
-
-def formula(
-    words: Tensor,
-    frames: Tensor,
-    matrices: Matrices,
-    tau: float,
-    word_mask: Tensor | None,
-    frame_mask: Tensor | None,
-) -> Tensor:
-    scores = torch.einsum("twd,vfd->tvwf", words, frames)
-    over_words = None if word_mask is None else word_mask[:, None]
-    over_frames = None if frame_mask is None else frame_mask[None]
-    over_matrix = None if over_words is None else over_words[:, :, None]
-    a = attend(scores.transpose(2, 3), matrices.word, tau, over_matrix)
-    b = attend(scores, matrices.frame, tau, None if over_frames is None else over_frames[:, :, None])
-    return (attend(a, matrices.frame2, tau, over_frames) + attend(b, matrices.word2, tau, over_words)) / 2
+    monkeypatch.setattr(kernels, "_CHUNK", 20_000)
 
 
 def features(count: int, length: int, width: int, norm: float, dtype: torch.dtype) -> Tensor:
@@ -104,7 +89,7 @@ def test_matrix(name, dtype, word_mask, frame_mask, general):
     real = (lengths(texts, words, word_mask), lengths(videos, frames, frame_mask))
     assert_as_good_as_eager(
         lambda w, f, *m: matrix_aosm(w, f, Matrices(*m), tau, *real),
-        lambda w, f, *m: formula(w, f, Matrices(*m), tau, *real),
+        lambda w, f, *m: formula.matrix_aosm(w, f, Matrices(*m), tau, *real),
         inputs,
         torch.randn(texts, videos, device=DEVICE),
     )
@@ -118,7 +103,7 @@ def test_vector(dtype, masked, general):
     real = lengths(5, 12, masked)
     assert_as_good_as_eager(
         lambda x, y, m: vector_aosm(x, y, m, 0.01, real),
-        lambda x, y, m: attend(
+        lambda x, y, m: formula.attend(
             torch.einsum("and,bd->abn", x, y), m, 0.01, None if real is None else real[:, None]
         ),
         inputs,
@@ -135,7 +120,7 @@ def test_tiles_as_they_are(dtype):
     inputs += [near_identity(size, True) for size in (32, 12, 32, 12)]
     assert_as_good_as_eager(
         lambda w, f, *m: matrix_aosm(w, f, Matrices(*m), 0.01),
-        lambda w, f, *m: formula(w, f, Matrices(*m), 0.01, None, None),
+        lambda w, f, *m: formula.matrix_aosm(w, f, Matrices(*m), 0.01),
         inputs,
         torch.randn(texts, videos, device=DEVICE),
     )
@@ -160,6 +145,58 @@ def test_nan_stays_in_its_row_and_column(tiny):
     torch.testing.assert_close(scores, clean, rtol=0, atol=0)
 
 
+def of_features(function, words: Tensor, frames: Tensor, weights: Tensor, *rest) -> list[Tensor]:
+    """The scores, and the gradients of words and frames."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (words, frames)]
+    scores = function(*leaves, *rest)
+    return [scores.detach(), *torch.autograd.grad(scores, leaves, weights)]
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("where", ["words", "gradient"])
+def test_nan_stays_in_its_gradients(tiny, where):
+    """Of its text and its video: a tile holds others, whose gradients are as without it."""
+    words, frames, matrices = tiny
+    weights = torch.randn(5, 6, device=DEVICE)
+    weights[1], weights[:, 4] = 0, 0  # so that nothing else comes from that text and that video
+    _, of_words, of_frames = of_features(matrix_aosm, words, frames, weights, matrices, 0.01)
+    if where == "words":
+        words[1, 2, 3] = frames[4, 0, 0] = torch.nan
+    else:
+        weights[1, 4] = torch.nan
+    _, bad_words, bad_frames = of_features(matrix_aosm, words, frames, weights, matrices, 0.01)
+    assert bad_words[1].isnan().any()
+    assert bad_frames[4].isnan().any()
+    if where == "gradient":
+        bad_words[1], bad_frames[4] = of_words[1], of_frames[4]
+        torch.testing.assert_close([bad_words, bad_frames], [of_words, of_frames], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_text_of_padding_alone(tiny):
+    """Its scores are NaN; nothing else is, its gradients included."""
+    words, frames, matrices = tiny
+    word_mask = torch.tensor([4, 0, 2, 256, 1], device=DEVICE)[:, None] > torch.arange(4, device=DEVICE)
+    word_mask = word_mask * 256  # any number but 0 is real
+    weights = torch.randn(5, 6, device=DEVICE)
+    found = of_features(matrix_aosm, words, frames, weights, matrices, 0.05, word_mask)
+    expected = of_features(blocked.matrix_aosm, words, frames, weights, matrices, 0.05, word_mask)
+    assert found[0].isnan().any(1).tolist() == [False, True, False, False, False]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_however_the_features_lie_in_memory(tiny):
+    words, frames, matrices = tiny
+    weights = torch.randn(6, 5, device=DEVICE).T
+    masks = lengths(4, 5, True).T[:, :4], torch.ones(3, 6, device=DEVICE).T
+    expected = of_features(matrix_aosm, words, frames, weights.contiguous(), matrices, 0.01, *masks)
+    apart = words.mT.contiguous().mT, frames.transpose(0, 1).contiguous().transpose(0, 1)
+    across = Matrices(*(matrix.T.contiguous().T for matrix in matrices))
+    found = of_features(matrix_aosm, *apart, weights, across, 0.01, *masks)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_only_the_gradients_that_are_wanted(tiny):
     words, frames, matrices = tiny
@@ -170,6 +207,33 @@ def test_only_the_gradients_that_are_wanted(tiny):
     result = matrix_aosm(leaves[0], leaves[1], Matrices(*leaves[2:]), 0.01)
     torch.testing.assert_close(torch.autograd.grad(result.sum(), leaves)[1], alone)
     assert not matrices.word.requires_grad
+
+
+def test_a_backward_that_fails_says_so_in_the_forward(tiny, monkeypatch):
+    """There another way can still be taken."""
+    words, frames, matrices = tiny
+    monkeypatch.setattr(programs, "backward", None)
+    matrix_aosm(words, frames, matrices, 0.01)
+    with pytest.raises(kernels.KernelError, match="the Triton kernels fail on"):
+        matrix_aosm(words.requires_grad_(), frames, matrices, 0.01)
+
+
+@pytest.mark.parametrize("backend", ["triton", "triton-fp16"])
+def test_the_head_rounds_where_it_may(tiny, monkeypatch, backend):
+    """To float16 if that was asked for and no gradient is wanted."""
+    words, frames, _ = tiny
+    text = TokenSet(words[:, 0], words, torch.ones(5, 4, device=DEVICE))
+    video = TokenSet(frames[:, 0], frames, torch.ones(6, 3, device=DEVICE))
+    head, seen = XClipHead(XClipConfig(backend=backend), 16, 4, 3).to(DEVICE), []
+    score = kernels.matrix_aosm
+    monkeypatch.setattr(kernels, "matrix_aosm", lambda w, *rest: seen.append(w.dtype) or score(w, *rest))
+    with torch.no_grad():
+        rough = head(text, video).logits
+    exact = head(text, video).logits
+    assert set(seen[:3]) == {FP16 if backend == "triton-fp16" else FP32}
+    assert set(seen[3:]) == {FP32}
+    torch.testing.assert_close(rough, exact, rtol=0, atol=1e-3)
+    assert head.backend_on(words.device) == backend
 
 
 def test_nothing_to_score(tiny):
@@ -183,8 +247,8 @@ def test_bad_input_is_one_line(tiny):
     long = torch.zeros(1, 256, 16, device=DEVICE)
     big = torch.eye(256, device=DEVICE)
     for message, arguments in {
-        "got bfloat16 words": (words.bfloat16(), frames.bfloat16(), matrices, 0.01),
-        "got float32 words and float16 frames": (words, frames.half(), matrices, 0.01),
+        "not bfloat16": (words.bfloat16(), frames.bfloat16(), matrices, 0.01),
+        "one precision, not torch.float32 and torch.float16": (words, frames.half(), matrices, 0.01),
         "temperature: 0": (words, frames, matrices, 0),
         "temperature: nan": (words, frames, matrices, float("nan")),
         r"sizes: \[\(4, 4\), \(3, 3\)": (words, frames, matrices._replace(frame=matrices.word), 0.01),

@@ -14,6 +14,7 @@ from xclip_lab.aosm.formula import matrix_aosm as formula
 from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import xclip
+from xclip_lab.model import computed_by
 from xclip_lab.tokens import TokenSet
 
 MASKS = [(), ("words",), ("frames",), ("words", "frames")]
@@ -133,6 +134,9 @@ def test_what_is_no_aosm_is_refused_in_one_line():
             blocked.matrix_aosm(words, frames, matrices, tau)
         with pytest.raises(ConfigError, match=f"^temperature: {tau} is not allowed"):
             blocked.vector_aosm(words, case.pooled, matrices.word, tau)
+    for wrong in (words[0], words[:, :0]):
+        with pytest.raises(ConfigError, match=r"takes words \[T, W, D\] and frames .*, got \["):
+            blocked.matrix_aosm(wrong, frames, matrices, 0.1)
     with pytest.raises(ConfigError, match=r"takes matrices and masks of these sizes: .* got \[\(3, 3\)"):
         blocked.matrix_aosm(words, frames, matrices._replace(word=matrices.frame), 0.1)
     with pytest.raises(ConfigError, match="takes matrices and masks"):
@@ -295,23 +299,52 @@ def test_a_hooked_tap_brings_the_formula_back():
         assert model.head.backend_on(device) == "blocked"
 
 
+@pytest.fixture
+def features():
+    text, video = random_features(0, 5, 8), random_features(1, 5, 4)
+    return text.to(torch.float32), video.to(torch.float32)
+
+
+def with_kernels(backend="auto"):
+    return tiny(**{"temporal.agg_module": "meanP", "head.backend": backend})
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here")
-def test_kernels_that_fail_give_way_to_tiles(monkeypatch):
-    """Of `auto` only, with a word about it; the stamp then says what was used."""
-    text, video = random_features(0, 5, 8).to(torch.float32), random_features(1, 5, 4).to(torch.float32)
-    expected = tiny(**{"temporal.agg_module": "meanP"}).similarity(text, video)
-    monkeypatch.setattr(xclip, "choose", lambda asked, device: "triton")
-    monkeypatch.setattr(kernels, "available", lambda device: None)  # and then there is no GPU to launch on
-    asked = tiny(**{"temporal.agg_module": "meanP", "head.backend": "triton"})
-    with pytest.raises(ConfigError, match=r"the Triton kernels fail on cpu: .*; use another backend"):
-        asked.similarity(text, video)
-    model = tiny(**{"temporal.agg_module": "meanP"})
-    with pytest.warns(UserWarning, match="in tiles from here on: the Triton kernels fail on cpu"):
-        torch.testing.assert_close(model.similarity(text, video), expected)
+def test_kernels_that_fail_give_way_to_tiles(monkeypatch, features):
+    """Of `auto` only, with one word about it; the stamp then says what was used."""
+    expected = with_kernels().similarity(*features)
+    monkeypatch.setattr(xclip, "choose", lambda *_: "triton")
+    monkeypatch.setattr(kernels, "available", lambda *_: None)  # and then there is no GPU to launch on
+    with pytest.raises(kernels.KernelError, match=r"the Triton kernels fail on cpu: .*; use another backend"):
+        with_kernels("triton").similarity(*features)
+    model = with_kernels()
+    with pytest.warns(UserWarning, match="in tiles from here on: the Triton kernels fail on cpu") as said:
+        torch.testing.assert_close(model.similarity(*features), expected)
+    assert len(said) == 1
     assert model.head.backend_on(torch.device("cpu")) == "blocked"
 
 
-def test_kernels_are_refused_where_there_is_no_gpu():
-    model = tiny(**{"head.backend": "triton"})
-    with pytest.raises(ConfigError, match=r"backend: triton cannot be used: .*; take auto or blocked"):
-        model.head.backend_on(torch.device("cpu"))
+def test_input_that_kernels_do_not_take_goes_by_tiles_that_once(monkeypatch, features):
+    expected = with_kernels().similarity(*features)
+    monkeypatch.setattr(xclip, "choose", lambda *_: "triton")
+    model = with_kernels()
+    torch.testing.assert_close(model.similarity(*features), expected)
+    assert model.head.backend_on(torch.device("cpu")) == "triton"
+
+
+@pytest.mark.parametrize("backend", ["triton", "triton-fp16"])
+def test_kernels_are_refused_where_there_is_no_gpu(backend):
+    message = rf"backend: {backend} cannot be used: .*; take auto or blocked"
+    with pytest.raises(ConfigError, match=message) as error:
+        with_kernels(backend).head.backend_on(torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("fusion", "backend"), [("mean-max", "triton"), ("transformer", "blocked")])
+def test_a_backend_that_has_not_this_fusion_is_refused(fusion, backend):
+    message = f"head.backend: {backend} does not go with head.fusion={fusion}"
+    with pytest.raises(ConfigError, match=message):
+        xclip.XClipConfig(fusion=fusion, backend=backend)
+    model = tiny(**{"head.fusion": fusion})
+    with pytest.raises(ConfigError, match=message), computed_by(model, backend):
+        pass

@@ -1,111 +1,193 @@
 """Cached gradients are those of the whole batch, for every head, in the memory of a chunk."""
 
 import json
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from tests.unit.combinations import PAIRS, batch_of, settings_of
 from tests.unit.tiny import tiny
-from tests.unit.training import train_tiny
-from xclip_lab.cached import bytes_of_a_pair, cached_backward, fitting_chunk
+from tests.unit.training import after_step, assert_same, outcome, train_tiny
+from xclip_lab import cached, step
+from xclip_lab.cached import _live_bytes, cached_loss, fitting_chunk
 from xclip_lab.errors import TrainingError
 
+BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
+CHECKPOINTS = {"towers.gradient_checkpointing": True}
+FP16 = {"towers.precision": "fp16", "optim.recipe": "official"}
 
-def alone(text, video):
-    return text, video
 
-
-def gradients(model):
+def gradients(model, losses=None):
+    if losses is not None:
+        losses["loss"].backward()
     found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+def assert_near(found, expected, tolerance):
+    """Each tensor by its own norm; below a millionth of the largest norm there is nothing but rounding."""
+    assert found.keys() == expected.keys()
+    least = 1e-6 * max(gradient.float().norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).float().norm()
+        assert error < tolerance * gradient.float().norm() + least, name
 
 
 @pytest.mark.parametrize(("head", "agg_module"), PAIRS)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_the_gradients_are_those_of_the_whole_batch(head, agg_module, chunk):
     model, batch = tiny(**settings_of(head, agg_module)), batch_of(texts=7, videos=7)
-    losses = model.loss(batch)
-    (losses["loss"] * 0.5).backward()
-    whole = gradients(model)
-    values = cached_backward(model, batch, chunk, alone, weight=0.5)
-    cached = gradients(model)
-    assert values == pytest.approx({name: value.item() for name, value in losses.items()}, rel=1e-5)
-    assert cached.keys() == whole.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(cached[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_frozen_towers_get_no_gradient():
-    model, batch = tiny(), batch_of()
-    model.clip.requires_grad_(False)
-    cached_backward(model, batch, 2, alone)
-    assert not any(name.startswith("clip") for name in gradients(model))
-
-
-def test_a_pair_needs_what_autograd_keeps():
-    model = tiny()
-    small = bytes_of_a_pair(model, batch_of(frames=2))
-    large = bytes_of_a_pair(model, batch_of(frames=4))
-    assert large > 1.5 * small > 0
-
-
-def test_the_chunk_is_what_fits(monkeypatch):
-    model, batch = tiny(), batch_of(texts=6, videos=6)
-    each = bytes_of_a_pair(model, batch)
-    monkeypatch.setattr("xclip_lab.cached.free_memory", lambda device: int(each * 2.5 / 0.6))
-    assert fitting_chunk(model, batch) == 2
-    monkeypatch.setattr("xclip_lab.cached.free_memory", lambda device: each * 1000)
-    assert fitting_chunk(model, batch) == 600
-    monkeypatch.setattr("xclip_lab.cached.free_memory", lambda device: each)
-    with pytest.raises(TrainingError, match=r"one pair needs .*gradient_checkpointing=true"):
-        fitting_chunk(model, batch)
-
-
-FP16 = {"towers.precision": "fp16", "optim.recipe": "official"}
-
-
-def test_partly_frozen_and_half_precision_towers():
-    for settings, freeze in (({}, "visual"), ({}, "transformer"), (FP16, None)):
-        model, batch = tiny(**settings), batch_of(texts=5, videos=5)
-        if freeze:
-            getattr(model.clip, freeze).requires_grad_(False)
-        model.loss(batch)["loss"].backward()
-        whole = gradients(model)
-        cached_backward(model, batch, 2, alone)
-        cached = gradients(model)
-        assert cached.keys() == whole.keys()
-        for name, gradient in whole.items():
-            error = (cached[name] - gradient).float().norm() / gradient.float().norm().clamp(min=1e-4)
-            assert error < (2e-2 if settings else 1e-3), name
+    whole, cached = model.loss(batch), cached_loss(model, batch, chunk)
+    assert {name: value.item() for name, value in cached.items()} == pytest.approx(
+        {name: value.item() for name, value in whole.items()}, rel=1e-5
+    )
+    assert_near(gradients(model, cached), gradients(model, whole), 1e-4)
 
 
 @pytest.mark.parametrize(
-    ("settings", "chunk"), [({}, 3), ({"train.accumulate": 2, "towers.gradient_checkpointing": True}, 1)]
+    ("settings", "frozen", "autocast", "tolerance"),
+    [
+        ({}, "visual", nullcontext, 1e-4),
+        ({}, "transformer", nullcontext, 1e-4),
+        (CHECKPOINTS, None, nullcontext, 1e-4),
+        (FP16, None, nullcontext, 2e-2),
+        ({}, None, BF16, 2e-2),
+        (CHECKPOINTS, None, BF16, 2e-2),
+    ],
 )
-def test_a_run_has_the_losses_of_one_without(tmp_path, monkeypatch, settings, chunk):
-    """With dropout behind the towers, whose draws are the same; `auto` takes what fits."""
+def test_towers_of_every_kind(settings, frozen, autocast, tolerance):
+    model, batch = tiny(**settings).train(), batch_of(texts=5, videos=5)
+    if frozen:
+        getattr(model.clip, frozen).requires_grad_(False)
+    with autocast():
+        whole, cached = model.loss(batch), cached_loss(model, batch, 2)
+    assert_near(gradients(model, cached), gradients(model, whole), tolerance)
+
+
+def test_bfloat16_gradients_of_chunks_are_added_in_float32():
+    """Added in bfloat16 those of 64 chunks would be further from the truth than the whole batch's."""
+    model, batch = tiny(), batch_of(texts=64, videos=64)
+    name = "clip.visual.transformer.resblocks.0.attn.in_proj_bias"
+    exact = gradients(model, model.loss(batch))[name]
+
+    def error(loss):
+        with BF16():
+            losses = loss()
+        return (gradients(model, losses)[name] - exact).norm()
+
+    assert error(lambda: cached_loss(model, batch, 1)) < 1.2 * error(lambda: model.loss(batch))
+
+
+def test_frozen_towers_get_no_gradient_and_pass_once():
+    model, batch, passes = tiny(), batch_of(), []
+    model.clip.requires_grad_(False)
+    model.clip.visual.register_forward_hook(lambda *_: passes.append(1))
+    found = gradients(model, cached_loss(model, batch, len(batch)))
+    assert not any(name.startswith("clip") for name in found)
+    assert len(passes) == 1
+
+
+def test_what_the_towers_draw_is_drawn_again(monkeypatch):
+    model, batch = tiny().train(), batch_of(texts=6, videos=6)
+    model.clip.visual.ln_post = nn.Sequential(model.clip.visual.ln_post, nn.Dropout(0.5))
+    torch.manual_seed(1)
+    found = gradients(model, cached_loss(model, batch, 2))
+    monkeypatch.setattr(cached, "checkpoint", lambda tower, *inputs, use_reentrant: tower(*inputs))
+    torch.manual_seed(1)
+    assert_near(found, gradients(model, cached_loss(model, batch, 2)), 1e-5)
+
+
+def peak(way):
+    with LiveBytes() as live:
+        way()
+    return max(live.after)
+
+
+@pytest.mark.parametrize("settings", [{}, CHECKPOINTS, FP16])
+@pytest.mark.parametrize("autocast", [nullcontext, BF16])
+def test_the_chunk_is_what_fits(monkeypatch, settings, autocast):
+    """Reckoned from two and three pairs: where 20 just fit and where they just do not."""
+    model = tiny(**settings, **{"towers.architecture.vision_layers": 3}).train()
+    pair = batch_of(texts=1, videos=1)
+    needed = max(_live_bytes(model, pair, 20, autocast))
+    rest = cached._KEPT * sum(value.numel() for value in model.parameters())
+
+    def fits(free, most):
+        monkeypatch.setattr(cached, "free_memory", lambda device: free)
+        return fitting_chunk(model, pair, most, autocast)
+
+    enough = -(-(needed + rest) // cached._SHARE)
+    assert fits(enough, 20) == 20
+    assert fits(enough * 0.999, 20) == 10  # two chunks of a size
+    assert fits(enough, 45) == 15
+    assert fits(None, 45) == 45
+    assert fits(rest // 2, 45) == 1
+    assert gradients(model) == {}
+
+
+def test_memory_is_that_of_a_chunk():
+    model, large = tiny(**{"towers.architecture.vision_layers": 6}), batch_of(texts=40, videos=40)
+    whole = peak(lambda: gradients(model, model.loss(large)))
+    chunked = peak(lambda: gradients(model, cached_loss(model, large, 4)))
+    assert chunked < whole / 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"train.accumulate": 2, "train.precision": "bf16", **CHECKPOINTS}])
+def test_a_run_has_the_losses_of_one_without(tmp_path, monkeypatch, settings):
+    """With dropout behind the towers, whose draws are the same."""
     losses, chunks = {}, []
 
-    def watched(model, batch, chunk, *more):
+    def watched(model, batch, chunk, gather):
         chunks.append(chunk)
-        return cached_backward(model, batch, chunk, *more)
+        return cached_loss(model, batch, chunk, gather)
 
-    monkeypatch.setattr("xclip_lab.step.cached_backward", watched)
-    monkeypatch.setattr("xclip_lab.cached.bytes_of_a_pair", lambda *_: 100)
-    monkeypatch.setattr("xclip_lab.cached.free_memory", lambda device: 100 * chunk / 0.5)
-    for asked in (None, chunk, "auto"):
+    monkeypatch.setattr(step, "cached_loss", watched)
+    for asked in (None, 1):
         run = tmp_path / str(asked)
         train_tiny(run, {"train.tower_chunk": asked, **settings})
         rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
         losses[asked] = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses[None]) == 10
+        assert not any("tower_chunk" in row for row in rows)
     assert len(set(losses[None])) == 10
-    parts = settings.get("train.accumulate", 1)
-    assert chunks == [chunk] * 20 * parts
-    assert losses[chunk] == pytest.approx(losses[None], rel=1e-4)
-    assert losses["auto"] == losses[chunk]
+    assert chunks == [1] * 10 * settings.get("train.accumulate", 1)
+    assert losses[1] == pytest.approx(losses[None], rel=2e-2 if settings else 1e-4)
+
+
+def test_asking_what_fits_changes_nothing_where_all_does(tmp_path):
+    train_tiny(tmp_path / "asked")
+    train_tiny(tmp_path / "told", {"train.tower_chunk": 4})
+    assert_same(outcome(tmp_path / "asked"), outcome(tmp_path / "told"))
+
+
+def test_a_run_goes_on_with_the_chunk_it_chose(tmp_path, monkeypatch):
+    """Whatever is free by then; the history tells it."""
+    monkeypatch.setattr(step, "fitting_chunk", lambda *_: 2)
+    train_tiny(tmp_path / "whole")
+    with pytest.raises(RuntimeError), after_step(4, fail):
+        train_tiny(tmp_path / "stopped")
+    monkeypatch.setattr(step, "fitting_chunk", lambda *_: 1)
+    train_tiny(tmp_path / "stopped")
+    found = outcome(tmp_path / "stopped")
+    assert_same(found, outcome(tmp_path / "whole"))
+    assert {row["tower_chunk"] for row in found["history"]} == {2}
+
+
+def fail():
+    raise RuntimeError
+
+
+def test_where_memory_ends_the_error_names_what_to_try(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    for chunk, advice in ((None, "4 pairs at a time .*tower_chunk=2"), (1, "gradient_checkpointing=true")):
+        monkeypatch.setattr("xclip_lab.model.RetrievalModel.pair_loss", full)
+        with pytest.raises(TrainingError, match=rf"memory is full at step 1; .*{advice}"):
+            train_tiny(tmp_path / str(chunk), {"train.tower_chunk": chunk})
 
 
 def test_the_sentence_stands_where_the_towers_take_it_from():
@@ -114,4 +196,4 @@ def test_the_sentence_stands_where_the_towers_take_it_from():
     batch.token_ids[:, 1] = 59
     batch.token_ids[:, 2:] = batch.token_ids[:, 2:].clamp(max=57)
     loss = model.loss(batch)["loss"].item()
-    assert cached_backward(model, batch, 2, alone)["loss"] == pytest.approx(loss, rel=1e-5)
+    assert cached_loss(model, batch, 2)["loss"].item() == pytest.approx(loss, rel=1e-5)

@@ -221,7 +221,7 @@ def test_the_backend_of_an_evaluation(run_dir, tmp_path, capsys):
     assert main([*words, "formula"]) == 0
     assert Result.load(tmp_path / "out").stamp["backend"] == "formula"
     line = refused(capsys, *words, "fast")
-    assert line.endswith("backend: 'fast' is not one of auto, formula, blocked, triton")
+    assert line.endswith("backend: 'fast' is not one of auto, formula, blocked, triton, triton-fp16")
 
 
 def test_a_reranked_result_stands_beside_the_raw_one(clips, run_dir, tmp_path, capsys):

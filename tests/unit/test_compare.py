@@ -158,7 +158,7 @@ def test_a_tie_is_a_miss_and_what_ties_stands_instead():
     row = 1 + int(np.flatnonzero(similarity[1:].argmax(1) == one.text_to_video[1:])[0])
     own = one.text_to_video[row]
     similarity[row, other] = similarity[row, own]
-    tied = dataclasses.replace(one, similarity=similarity)
+    tied = dataclasses.replace(one, scores=similarity)
     [line] = compare.disagreements(one, tied).to_dict("records")
     assert (line["right"], line["rank_b"], line["instead"]) == ("a", 2, one.videos[other])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,11 +35,12 @@ from tests.unit.training import (
 )
 from xclip_lab import Batch, batching, create_model, load_config, train
 from xclip_lab.__main__ import main
+from xclip_lab.checkpoint import load_model, save_model
 from xclip_lab.clips import FrameStore
 from xclip_lab.config import presets
 from xclip_lab.distributed import PeerLost, Ranks, connected, joined, local_device
 from xclip_lab.errors import TrainingError
-from xclip_lab.model import official_name
+from xclip_lab.model import RetrievalModel, official_name
 from xclip_lab.optim import create_optimizer
 from xclip_lab.result import Result
 from xclip_lab.resume import Checkpoints
@@ -106,9 +108,9 @@ def assert_equal_steps(found: tuple[dict, dict], expected: tuple[dict, dict]) ->
 
 
 def assert_equal_gradients(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-6 of the tensor's largest entry, or of 1."""
+    """Within 2e-6 of the tensor's largest entry, or of 1: the processes add up in another order."""
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
-    assert error < 1e-6, (name, error.item())
+    assert error < 2e-6, (name, error.item())
 
 
 @pytest.mark.parametrize("preset", [name for name in presets() if name.startswith("quickstart")])
@@ -117,6 +119,29 @@ def test_gradients_are_those_of_one_process(processes, tmp_path, preset):
     whole = step([[[0, 1, 2, 3, 4, 5]]], preset)
     found = step_of_two(processes, tmp_path, [[[0, 1, 2]], [[3, 4, 5]]], preset=preset)
     assert_equal_steps(found, whole)
+
+
+def scored(rows: list[list[list[int]]], preset: str) -> list[tuple[int, int]]:
+    """Of a step, how many texts and videos this process gave to the head."""
+    seen: list[tuple[int, int]] = []
+    forward = RetrievalModel._head_output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            RetrievalModel,
+            "_head_output",
+            lambda model, text, video: seen.append((len(text), len(video))) or forward(model, text, video),
+        )
+        step(rows, preset)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("preset", "shares"), [("quickstart", [(4, 6), (2, 6)]), ("quickstart-glscl", [(6, 6), (6, 6)])]
+)
+def test_processes_share_the_rows_of_the_loss(processes, tmp_path, preset, shares):
+    rows = [[[0, 1, 2, 3]], [[4, 5]]]
+    assert run_ranks(processes, tmp_path, functools.partial(scored, rows, preset)) == [0, 0]
+    assert [returned(tmp_path, rank) for rank in range(2)] == [[share] for share in shares]
 
 
 def test_cached_gradients_are_those_of_one_process(processes, tmp_path):
@@ -406,3 +431,14 @@ def test_the_commands_under_torchrun(tmp_path, capsys):
     np.testing.assert_allclose(two.similarity, alone.similarity, rtol=1e-4, atol=1e-4)
     assert two.metrics == alone.metrics
     assert two.stamp == alone.stamp
+    other = shutil.copytree(tmp_path / "run", tmp_path / "run1")  # the first one's weights count
+    model = load_model(other)
+    torch.nn.init.normal_(model.head.word_logit_weight)
+    save_model(model, other / "checkpoints/best")
+    (tmp_path / "run0").symlink_to(tmp_path / "run")
+    words = f"{sys.executable} -m xclip_lab evaluate {tmp_path}/run$RANK --evaluation.batch_size=4"
+    command = [*TORCHRUN[:-2], "--no-python", "bash", "-c", f"exec {words} --out {tmp_path}/mixed"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    mixed = Result.load(tmp_path / "mixed")
+    np.testing.assert_allclose(mixed.similarity, two.similarity, rtol=1e-4, atol=1e-4)

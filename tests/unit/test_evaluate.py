@@ -23,8 +23,9 @@ from xclip_lab.datasets.base import Sample, VideoTextDataset
 from xclip_lab.encoding import encode_texts
 from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, UserError
 from xclip_lab.evaluation import evaluate, rank_in_blocks, score, video_clusters
+from xclip_lab.live_bytes import LiveBytes
 from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
-from xclip_lab.model import Origin, RetrievalModel, create_model
+from xclip_lab.model import Origin, RetrievalModel, create_model, evaluating
 from xclip_lab.result import Result, ResultError
 from xclip_lab.stats import recall_intervals
 from xclip_lab.tokens import TokenSet
@@ -453,7 +454,7 @@ def test_scores_on_the_disk_are_those_in_memory(model, dataset, result):
 
 def test_a_disk_that_does_not_take_the_scores(model, dataset, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    with pytest.raises(DatasetError, match=r"/nowhere: .* evaluation.similarity=memory"):
+    with pytest.raises(DatasetError, match=r"/nowhere: .* evaluation.similarity=none"):
         evaluate(model, dataset, configured(evaluation__similarity="disk"), progress=False)
 
 
@@ -468,7 +469,7 @@ def test_the_backend_is_chosen_and_stamped(model, dataset, result):
 
 
 def test_ranks_in_blocks_are_those_of_the_whole(model, monkeypatch):
-    monkeypatch.setattr("xclip_lab.evaluation._TEXTS", 4)
+    monkeypatch.setattr("xclip_lab.scoring._TEXTS", 4)
     text, video, index = random_features(0, 11, 8), random_features(1, 7, 4), np.arange(11) % 7
     found = rank_in_blocks(model, text, video, index, keep=2)
     whole = score(model, text, video)
@@ -482,5 +483,93 @@ def test_a_block_that_does_not_fit_is_one_line(model, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(model, "similarity", full)
-    with pytest.raises(ConfigError, match=r"evaluation.block_size: 8 texts x 8 videos .* try 2"):
-        score(model, random_features(0, 11, 8), random_features(1, 9, 4), block_size=8)
+    for size, remedy in ((8, "try 4"), (1, "free some")):
+        with pytest.raises(ConfigError, match=rf"block_size: {size} texts x {size} videos .*; {remedy}"):
+            score(model, random_features(0, 11, 8), random_features(1, 9, 4), block_size=size)
+
+
+def test_a_block_is_measured_before_it_is_scored(monkeypatch):
+    """A number that is refused would not have fitted; the one that is named fits."""
+    model = create_model(configured(head__name="tightTransf", temporal__agg_module="meanP")).eval()
+    text, video = random_features(0, 64, 8), random_features(1, 64, 4)
+    monkeypatch.setattr("xclip_lab.scoring.free_memory", lambda device: 2**20)
+    with pytest.raises(ConfigError) as refused:
+        score(model, text, video, block_size=64)
+    assert "64 texts x 64 videos at a time do not fit into memory; try " in str(refused.value)
+    fits = int(str(refused.value).split()[-1])
+    with LiveBytes() as live, evaluating(model):
+        model.similarity(text[:fits], video[:fits])
+    assert 2**19 < max(live.after) * torch.get_num_threads() < 1.1 * 2**20
+
+
+def test_ranks_alone_are_those_of_the_scores(model, dataset, result, tmp_path):
+    """`evaluation.similarity=none`: all but the scores, saved and loaded too; what needs them says so."""
+    settings = configured(evaluation__similarity="none")
+    made = evaluate(model, dataset, settings, progress=False)
+    result.save(tmp_path)  # is replaced
+    for found in (made, Result.load(made.save(tmp_path))):
+        assert (found.scores, found.metrics, found.intervals) == (None, result.metrics, result.intervals)
+        for side, expected in result.ranks.items():
+            np.testing.assert_array_equal(found.ranks[side], expected)
+        assert np.array_equal(found.top, np.argsort(-result.similarity, axis=1, kind="stable"))
+        with pytest.raises(ResultError, match=r"no scores, .* without evaluation.similarity=none"):
+            found.subset(np.ones(7, bool))
+    assert not (tmp_path / "similarity.npy").exists()
+    assert Result.load(result.save(tmp_path)).top is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            {"similarity": "none", "rerank": "dual_softmax"},
+            "none does not go with evaluation.rerank=dual_sof",
+        ),
+        (
+            {"similarity": "disk", "rerank": "dual_softmax"},
+            "disk does not go with evaluation.rerank=dual_sof",
+        ),
+        ({"rerank": "dual_softmax"}, "13 times over, do not fit into memory; leave evaluation.rerank out"),
+        ({"similarity": "memory"}, "do not fit into memory; set it to auto, disk or none"),
+    ],
+)
+def test_scores_that_memory_does_not_hold(model, dataset, monkeypatch, overrides, line):
+    monkeypatch.setattr(
+        "xclip_lab.memory.available_memory", lambda: 5 * 7 * 4 * (13 if overrides.get("rerank") else 1) - 1
+    )
+    with pytest.raises(ConfigError, match=line):
+        evaluate(
+            model,
+            dataset,
+            configured(**{f"evaluation__{k}": v for k, v in overrides.items()}),
+            progress=False,
+        )
+
+
+def test_processes_of_one_machine_share_its_memory(model, dataset, monkeypatch):
+    monkeypatch.setattr("xclip_lab.memory.available_memory", lambda: 4 * 5 * 7 * 4 * 2)
+    for processes, kind in ((2, np.ndarray), (4, np.memmap)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        found = evaluate(model, dataset, configured(), progress=False)
+        assert type(found.similarity) is kind
+
+
+def test_a_bank_without_qb_norm_is_refused(model, dataset):
+    with pytest.raises(ConfigError, match=r"evaluate\(bank=\) .* set evaluation.rerank=qb_norm"):
+        evaluate(model, dataset, configured(), bank=dataset, progress=False)
+
+
+def test_the_stamp_names_who_computed_it_in_the_end(model, dataset, monkeypatch):
+    """Kernels that fail when they are first started have given way to tiles."""
+    started = []
+
+    def scored(*_):
+        started.append(1)
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr(model, "similarity", scored)
+    monkeypatch.setattr(model.head, "backend_on", lambda device: "blocked" if started else "triton")
+    assert (
+        evaluate(model, dataset, configured(evaluation__block_size=1), progress=False).stamp["backend"]
+        == "blocked"
+    )

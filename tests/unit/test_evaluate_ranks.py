@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +15,7 @@ import torch
 
 from tests.unit.ranks import complaint, returned, run_ranks
 from tests.unit.training import die, film, real_processes, tiny_config, tiny_dataset
-from xclip_lab import create_model, evaluate, evaluation
+from xclip_lab import create_model, evaluate, evaluation, scoring
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.distributed import joined
 from xclip_lab.features import embed
@@ -60,7 +61,7 @@ def spoilt(dataset: VideoTextDataset, folder: Path) -> VideoTextDataset:
 
 def evaluated(dataset, bank, overrides: dict) -> tuple[dict, int]:
     """The result, and how many videos this process encoded."""
-    with joined("cpu") as ranks, mock.patch.object(evaluation, "_BANK_BLOCK", 2):
+    with joined("cpu") as ranks, mock.patch.object(scoring, "_TEXTS", 2):
         config = tiny_config({"evaluation.batch_size": 2, **overrides})
         torch.manual_seed(0)
         model = create_model(config)
@@ -72,6 +73,7 @@ def evaluated(dataset, bank, overrides: dict) -> tuple[dict, int]:
             return encode(video, mask)
 
         model.encode_video = counting
+        bank = bank if config.evaluation.rerank == "qb_norm" else None
         result = evaluate(model, dataset, config, bank=bank, ranks=ranks, progress=False)
         return vars(result), encoded
 
@@ -81,7 +83,7 @@ def assert_equal_results(found: dict, expected: dict) -> None:
     for name, value in expected.items():
         if name == "reranked" and value is not None:
             assert_equal_results(vars(found[name]), vars(value))
-        elif name.startswith("similarity") and value is not None:
+        elif name in ("scores", "similarity_v2t") and value is not None:
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
         else:
             np.testing.assert_equal(found[name], value)
@@ -92,13 +94,14 @@ def assert_equal_results(found: dict, expected: dict) -> None:
     [
         ({}, (4, 3)),
         ({"evaluation.similarity": "disk", "evaluation.block_size": 3}, (4, 3)),
+        ({"evaluation.similarity": "none", "evaluation.ties": "official"}, (4, 3)),
         ({"evaluation.batch_size": 32}, (0, 7)),
         ({"temporal.mixed_head_masks": True, "towers.architecture.embed_dim": 128}, (4, 3)),
         ({"evaluation.rerank": "dual_softmax"}, (4, 3)),
         ({"evaluation.rerank": "qb_norm"}, (4 + 2, 3 + 3)),
         ({"head.name": "glscl"}, (4, 3)),
     ],
-    ids=["plain", "disk", "one batch", "batch mates", "dual softmax", "bank", "glscl"],
+    ids=["plain", "disk", "none", "one batch", "batch mates", "dual softmax", "bank", "glscl"],
 )
 def test_two_processes_find_what_one_finds(processes, tmp_path, dataset, bank, overrides, shares):
     expected, all_of_them = evaluated(dataset, bank, overrides)
@@ -137,7 +140,7 @@ def test_stored_features_are_shared(processes, tmp_path, dataset):
 def evaluated_and_die(dataset) -> None:
     """The second process, once the videos are encoded."""
     if os.environ["RANK"] == "1":
-        evaluation.score = lambda *args: die()
+        evaluation.scored = lambda *args: die()
     evaluated(dataset, None, {})
 
 
@@ -150,6 +153,28 @@ def test_a_process_that_dies_is_one_line(processes, tmp_path, dataset):
 def evaluated_with_fewer(dataset) -> None:
     kept = len(dataset) - int(os.environ["RANK"])
     evaluated(dataclasses.replace(dataset, samples=dataset.samples[:kept]), None, {})
+
+
+def evaluated_otherwise(dataset) -> None:
+    evaluated(dataset, None, {"evaluation.qb_k": 1 + int(os.environ["RANK"])})
+
+
+def test_processes_with_other_settings(processes, tmp_path, dataset):
+    assert run_ranks(processes, tmp_path, evaluated_otherwise, dataset) == [2, 2]
+    assert "process 1 has other settings than the first one" in complaint(tmp_path, 1)
+
+
+def evaluated_until_terminated(dataset) -> None:
+    """torchrun stops the first process while it encodes."""
+    if os.environ["RANK"] == "0":
+        evaluation.encode = lambda *args: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)
+    evaluated(dataset, None, {})
+
+
+def test_a_process_that_is_stopped_ends_at_once_with_one_line(processes, tmp_path, dataset):
+    assert run_ranks(processes, tmp_path, evaluated_until_terminated, dataset) == [2, 2]
+    assert complaint(tmp_path, 0).startswith("stopped by SIGTERM")
+    assert len(complaint(tmp_path, 0).splitlines()) == 1
 
 
 def test_processes_with_other_data(processes, tmp_path, dataset):

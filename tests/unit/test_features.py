@@ -55,6 +55,16 @@ def test_every_head_sees_what_the_towers_gave(dataset, tmp_path, overrides):
     np.testing.assert_allclose(from_store.similarity, raw.similarity, atol=1e-5)
 
 
+def test_a_stored_caption_is_encoded_once_however_small_the_blocks(dataset, tmp_path, monkeypatch):
+    config = tiny_config({"evaluation.block_size": 2, "data.features": str(tmp_path), "head.name": "glscl"})
+    model = fresh(config)
+    embed(model, dataset, config, tmp_path, progress=False)
+    encode, rows = model.encode_text, []
+    monkeypatch.setattr(model, "encode_text", lambda *of: rows.append(len(of[0])) or encode(*of))
+    evaluate(model, dataset, config, progress=False)
+    assert sum(rows) == len(dataset)
+
+
 def test_a_head_trains_on_them_as_on_pixels_with_the_towers_frozen(dataset, tmp_path):
     config = tiny_config({"train.epochs": 3, "evaluation.bootstrap": 0})
     model = fresh(config)

@@ -216,23 +216,34 @@ def test_rsum_and_recalls(values):
 
 @pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean", "official"])
 @pytest.mark.parametrize("rows", [1, 7, 100])
-def test_ranks_of_blocks_are_those_of_the_whole(ties, rows):
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.uint8])
+def test_ranks_of_blocks_are_those_of_the_whole(ties, rows, kind, monkeypatch):
     generator = np.random.default_rng(0)
-    similarity = generator.integers(0, 6, (60, 25)).astype(np.float32)  # many ties
-    index = generator.integers(0, 25, 60)
+    similarity = generator.integers(0, 6, (60, 25)).astype(kind)  # many ties
+    if kind == np.float64:
+        similarity += 1e-12 * generator.integers(0, 2, (60, 25))  # which float32 does not tell apart
+    index = generator.integers(0, 20, 60)
     found = BlockedRanks(index, 25, ties, keep=3)
-    for start in range(0, 60, rows):
-        found.add(similarity[start : start + rows])
+    for start in reversed(range(0, 60, rows)):
+        found.add(similarity[start : start + rows], start)
+    monkeypatch.setattr("xclip_lab.metrics._BLOCK", 10**9)
     for side, expected in ranks(similarity, index, ties).items():
         assert np.array_equal(found.ranks()[side], expected)
-    best = np.take_along_axis(similarity, found.top, 1)
-    assert np.array_equal(best, -np.sort(-similarity, axis=1)[:, :3])
+    assert np.array_equal(found.top, np.argsort(-similarity.astype(float), axis=1, kind="stable")[:, :3])
 
 
 def test_ranks_of_blocks_name_what_is_wrong():
     found = BlockedRanks([0, 1, 0], 2)
-    found.add([[0.1, 0.2]])
-    with pytest.raises(MetricError, match="1 of 3 rows"):
+    found.add([[0.1, 0.2]], 0)
+    with pytest.raises(MetricError, match="2 of 3 rows were not added"):
         found.ranks()
     with pytest.raises(MetricError, match="NaN at row 2, column 0"):
-        found.add([[0.1, 0.2], [np.nan, 0.1]])
+        found.add([[0.1, 0.2], [np.nan, 0.1]], 1)
+    with pytest.raises(MetricError, match="rows 2 to 3 with 2 columns do not fit: there are 3 captions"):
+        found.add([[0.1, 0.2], [0.3, 0.1]], 2)
+    with pytest.raises(MetricError, match=r"text_to_video\[3\] is 2: similarity has the columns 0 to 1"):
+        BlockedRanks([0, 1, 0, 2], 2)
+    with pytest.raises(MetricError, match="expected whole numbers"):
+        BlockedRanks([0.5, 1.0], 2)
+    with pytest.raises(MetricError, match="pesimistic"):
+        BlockedRanks([0, 1], 2, "pesimistic")

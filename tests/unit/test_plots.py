@@ -48,7 +48,7 @@ def result() -> Result:
     similarity = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     text_to_video = np.array([0, 1, 2, 3, 4, 4])
     return Result(
-        similarity=similarity,
+        scores=similarity,
         text_to_video=text_to_video,
         captions=[CAPTION] * 6,
         videos=[f"v{i}" for i in range(5)],

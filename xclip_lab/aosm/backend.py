@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 
+from xclip_lab.aosm import kernels
 from xclip_lab.errors import ConfigError
 
-Backend = Literal["formula", "blocked", "triton"]
-Choice = Literal["auto", "formula", "blocked", "triton"]
+Backend = Literal["formula", "blocked", "triton", "triton-fp16"]
+"""`triton` leaves the features as they are. `triton-fp16` rounds them to float16 where no gradient is wanted:
+faster, but a logit at scale 100 moves by some thousandths, and close ranks may change."""
+Choice = Literal["auto", "formula", "blocked", "triton", "triton-fp16"]
 
 
-def choose(asked: str, device: torch.device) -> Backend:
+def choose(asked: str, device: torch.device, dtype: torch.dtype, words: int, frames: int) -> Backend:
     """The backend for features on `device`: as asked; of `auto` the fastest that works there.
+
+    Args:
+        dtype: of the features. words, frames: of a pair.
 
     Raises:
         ConfigError: another name, or kernels where they cannot run, with the reason.
     """
+    if asked not in get_args(Choice):
+        raise ConfigError(f"backend: {asked!r} is not one of {', '.join(get_args(Choice))}")
     if asked == "formula":
         return "formula"
     if asked == "blocked" or (asked == "auto" and device.type != "cuda"):
         return "blocked"
-    if asked not in get_args(Choice):
-        raise ConfigError(f"backend: {asked!r} is not one of {', '.join(get_args(Choice))}")
-    hindrance = tiles("triton").available(device)
-    if hindrance and asked == "triton":
-        raise ConfigError(f"backend: triton cannot be used: {hindrance}; take auto or blocked")
-    return "blocked" if hindrance else "triton"
-
-
-def tiles(backend: Backend) -> ModuleType:
-    """The module with `matrix_aosm` and `vector_aosm`."""
-    if backend == "triton":
-        from xclip_lab.aosm import kernels  # brings a compiler along, for which most machines have no use
-
-        return kernels
-    from xclip_lab.aosm import blocked
-
-    return blocked
+    hindrance = kernels.available(device, dtype, words, frames)
+    if asked == "auto":
+        return "blocked" if hindrance else "triton"
+    if hindrance:
+        raise ConfigError(f"backend: {asked} cannot be used: {hindrance}; take auto or blocked")
+    return "triton" if asked == "triton" else "triton-fp16"

@@ -1,8 +1,8 @@
 """AOSM on a GPU: Triton kernels with a backward of their own. `formula.py` is the definition.
 
 A program scores a tile of texts with a tile of videos and keeps nothing but the result. The backward makes
-the scores again, some texts at a time, writes their gradient, and leaves the two products with the features
-to cuBLAS: three products in all, no atomics, so the same numbers every time.
+the scores again, some texts at a time, and writes their gradient; all sums over pairs, for the gradients of
+the features and of the matrices, are left to cuBLAS. No atomics, so the same numbers every time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,16 +21,21 @@ from torch.autograd.function import once_differentiable
 from xclip_lab.aosm.matrices import Matrices, check
 from xclip_lab.errors import ConfigError
 
-_CHUNK = 2**23  # numbers of the scores' gradient at a time: 32 MiB
+_CHUNK = 2**24  # numbers at a time that the backward writes: 64 MiB
 _MOST = 2**14  # numbers of a pair's padded matrix that still fit a program
+
+
+class KernelError(ConfigError):
+    """The kernels do not compile or do not start here, whatever they are given."""
 
 
 class Tile(NamedTuple):
     """How much a program does: rows of words, columns of frames, how much of D at a time, by how many warps.
 
-    `stages` of D are loaded ahead; `twice` the columns share one reading of the words. The sizes were chosen
-    by what the compiler says of registers and shared memory, not by time on a GPU: `benchmarks/aosm_gpu.py
-    --tiles` tries others.
+    `stages` of D are loaded ahead; `twice` the columns share one reading of the words. Mixing by a learned
+    matrix takes registers: then it is half the columns, once. Chosen by what the compiler says, not by time
+    on a GPU (`benchmarks/aosm_gpu.py --tiles` tries others): of 32 words and 12 frames at most 8 bytes a
+    thread spill, of 64 and 64 with learned matrices mostly hundreds and more.
     """
 
     rows: int
@@ -41,16 +47,29 @@ class Tile(NamedTuple):
 
 
 FORWARD = {torch.float16: Tile(128, 128, 64, 8, 3, True), torch.float32: Tile(128, 128, 32, 8, 2, False)}
-SMALL = Tile(64, 64, 32, 4, 2, False)  # where a program has less shared memory than an A100's
+SMALL = Tile(64, 64, 32, 4, 3, False)  # before Hopper and on small Blackwells: the others spill there
 BACKWARD = {torch.float16: Tile(64, 128, 64, 8, 2, False), torch.float32: Tile(64, 128, 32, 8, 2, False)}
 
 
-def available(device: torch.device | str) -> str | None:
-    """Why the kernels cannot be used on `device`, in one line; None where they can."""
+def available(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, words: int = 1, frames: int = 1
+) -> str | None:
+    """Why the kernels cannot be used on `device`, for features of this precision and pairs of so many words
+    and frames, in one line; None where they can."""
     device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
         return "the Triton kernels need the package triton, which is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if dtype not in FORWARD:
+        name = str(dtype).removeprefix("torch.")
+        return (
+            f"the Triton kernels take features in float16 or float32, not {name} (bfloat16 is too coarse for "
+            "AOSM: it moves one maximum in fifty)"
+        )
+    if _padded(words, False) * _padded(frames, False) > _MOST:
+        return (
+            f"a matrix of {words} words and {frames} frames does not fit the Triton kernels (128 x 128 does)"
+        )
+    if "TRITON_INTERPRET" in os.environ and _interpreted():
         return None
     if device.type != "cuda" or torch.version.cuda is None:
         return f"the Triton kernels need an NVIDIA GPU, and the device is {device}"
@@ -63,6 +82,15 @@ def available(device: torch.device | str) -> str | None:
     return None
 
 
+def _interpreted() -> bool:
+    """Whether Triton runs the programs on the CPU: which values of the variable mean so, only it knows."""
+    from triton.runtime import JITFunction
+
+    from xclip_lab.aosm import programs
+
+    return not isinstance(programs.forward, JITFunction)
+
+
 def matrix_aosm(
     words: Tensor,
     frames: Tensor,
@@ -71,74 +99,38 @@ def matrix_aosm(
     word_mask: Tensor | None = None,
     frame_mask: Tensor | None = None,
 ) -> Tensor:
-    """Both stages of AOSM on the word x frame matrix of every pair (X-CLIP eq. 9 to 16).
-
-    Args:
-        words: `[T, W, D]`, normalised, already times `local_mat_weight`. frames: `[V, F, D]`, normalised.
-            Both float16 or both float32. Products of float16 add up in float32; bfloat16 is refused, as it
-            moves one argmax in fifty.
-        matrices: the four learned ones. temperature: tau.
-        word_mask: `[T, W]`, frame_mask: `[V, F]`, 1 = real; None for the official behaviour.
-
-    Returns:
-        `[T, V]`, float32. A NaN in a text or video stays in its row or column.
+    """As `blocked.matrix_aosm`, but the features must both be float16 or both float32, whose products add up
+    in float32, and the result is float32.
 
     Raises:
         ConfigError: a device, precision, shape or temperature that the kernels do not take.
+        KernelError: kernels that fail; those of the backward are tried too, where a gradient is wanted.
     """
-    _refuse(words, frames, matrices, temperature, word_mask, frame_mask)
+    check(words, frames, matrices, temperature, word_mask, frame_mask)
+    length, count = words.shape[1], frames.shape[1]
+    for features in (words, frames):
+        if reason := available(features.device, features.dtype, length, count):
+            raise ConfigError(f"{reason}; use another backend")
+    if frames.dtype != words.dtype:
+        raise ConfigError(f"the Triton kernels take one precision, not {words.dtype} and {frames.dtype}")
     if not len(words) or not len(frames):
         return torch.einsum("twd,vfd->tv", words.float(), frames.float())  # empty, with its gradient
-    return _Aosm.apply(words, frames, *matrices, temperature, word_mask, frame_mask)
+    wanted = torch.is_grad_enabled()
+    return _Aosm.apply(words, frames, *matrices, temperature, word_mask, frame_mask, wanted)
 
 
 def vector_aosm(
     tokens: Tensor, pooled: Tensor, mixing: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """`formula.attend` over the tokens of each pair (X-CLIP eq. 7, 8).
+    """As `blocked.vector_aosm`, with the precisions and errors of `matrix_aosm`.
 
-    That is AOSM of videos with one frame: there is nothing to weigh over it, and the two halves are equal.
-
-    Args:
-        tokens: `[A, N, D]`, words or frames, normalised. pooled: `[B, D]`. mixing: `[N, N]`.
-        mask: `[A, N]`, 1 = real; None for the official behaviour.
-
-    Returns:
-        `[A, B]`, as `matrix_aosm`.
+    It is AOSM of videos with one frame: there is nothing to weigh over it, and the two halves are equal.
     """
     return matrix_aosm(tokens, pooled[:, None], Matrices.of_vectors(mixing), temperature, mask)
 
 
-def _refuse(
-    words: Tensor,
-    frames: Tensor,
-    matrices: Matrices,
-    temperature: float,
-    word_mask: Tensor | None,
-    frame_mask: Tensor | None,
-) -> None:
-    if reason := available(words.device):
-        raise ConfigError(f"{reason}; use another backend")
-    if words.dtype not in FORWARD or frames.dtype != words.dtype:
-        raise ConfigError(
-            f"the Triton kernels take features in float16 or float32, got {_name(words)} words and "
-            f"{_name(frames)} frames; convert both (bfloat16 is too coarse for AOSM: it moves maxima)"
-        )
-    check(words, frames, matrices, temperature, word_mask, frame_mask)
-    length, count = words.shape[1], frames.shape[1]
-    if _padded(length, False) * _padded(count, False) > _MOST:
-        raise ConfigError(
-            f"a matrix of {length} words and {count} frames does not fit the Triton kernels (128 x 128 "
-            "does); use another backend"
-        )
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 class _Aosm(torch.autograd.Function):
-    """Saves the features, not the scores."""
+    """`matrix_aosm` of what fits; saves the features only."""
 
     @staticmethod
     def forward(
@@ -152,74 +144,108 @@ class _Aosm(torch.autograd.Function):
         temperature: float,
         word_mask: Tensor | None,
         frame_mask: Tensor | None,
+        wanted: bool,
     ) -> Tensor:
-        words, frames = words.contiguous(), frames.contiguous()
-        of_words, of_frames = _corrections(word, word2), _corrections(frame, frame2)
-        mixes = torch.stack((of_words.any(), of_frames.any())).tolist()  # one wait for the device
-        masks = tuple(
-            None if mask is None else mask.to(torch.int8).contiguous() for mask in (word_mask, frame_mask)
+        corrections = _corrections(word, word2), _corrections(frame, frame2)
+        any_of_them = torch.stack([matrices.any() for matrices in corrections])
+        ctx.temperature, ctx.mixes = temperature, any_of_them.tolist()  # one wait for the device
+        inputs = _Inputs(
+            words.contiguous(), frames.contiguous(), _numbers(word_mask), _numbers(frame_mask), *corrections
         )
-        ctx.save_for_backward(words, frames, *masks, of_words, of_frames)
-        ctx.temperature, ctx.mixes = temperature, mixes
-        out = words.new_empty(len(words), len(frames), dtype=torch.float32)
-        plan = _Plan.of(FORWARD[words.dtype], words, frames, *mixes)
-        plan.launch(
-            "forward", len(words), words, frames, *masks, of_words, of_frames, out,
-            len(words), len(frames), math.log2(math.e) / temperature,
-        )  # fmt: skip
+        ctx.save_for_backward(*inputs)
+        if wanted and any(ctx.needs_input_grad):  # what fails, fails where another way can still be taken
+            one, zero = inputs.some(slice(1), slice(1)), torch.zeros(1, 1, device=words.device)
+            _backward(one, zero, temperature, ctx.mixes, any(ctx.needs_input_grad[2:6]))
+        out = torch.empty(len(words), len(frames), device=words.device)
+        plan = _Plan.of(FORWARD, inputs, ctx.mixes)
+        plan.launch("forward", *inputs, out, *out.shape, math.log2(math.e) / temperature)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        words, frames, word_mask, frame_mask, of_words, of_frames = ctx.saved_tensors
-        needs_words, needs_frames, *needs_matrices = ctx.needs_input_grad[:6]
-        learn_words = needs_matrices[0] or needs_matrices[2]
-        learn_frames = needs_matrices[1] or needs_matrices[3]
-        (texts, length, width), (videos, count, _) = words.shape, frames.shape
-        grad, k = grad.float().contiguous(), 1 / ctx.temperature
-        mixes = (ctx.mixes[0] or learn_words, ctx.mixes[1] or learn_frames)
-        plan = _Plan.of(BACKWARD[words.dtype], words, frames, *mixes)
-        flat_frames = frames.float().flatten(0, 1)
-        grad_words = torch.empty_like(words)
-        grad_frames = torch.zeros_like(flat_frames)
-        grad_word, grad_frame = torch.zeros_like(of_words), torch.zeros_like(of_frames)
-        step = max(1, _CHUNK // (length * videos * count * plan.texts)) * plan.texts
-        with torch.autocast(words.device.type, enabled=False):
+        inputs = _Inputs(*ctx.saved_tensors)
+        (texts, length, width), (videos, count, _) = inputs.words.shape, inputs.frames.shape
+        grad, flat_frames = grad.float().contiguous(), inputs.frames.float().flatten(0, 1)
+        needs_words, needs_frames = ctx.needs_input_grad[:2]
+        learn = any(ctx.needs_input_grad[2:6])
+        of_words = torch.empty_like(inputs.words)
+        of_frames = torch.zeros_like(flat_frames)
+        of_matrices = [torch.zeros_like(part) for part in (*inputs.of_words, *inputs.of_frames)]
+        a_text = videos * (length * count * 4 + 2 * (length + count) if learn else length * count)
+        step = max(1, _CHUNK // a_text)
+        with torch.autocast(grad.device.type, enabled=False):
             for start in range(0, texts, step):
                 part = slice(start, min(start + step, texts))
-                size = part.stop - start
-                programs = plan.programs(size)
-                of_scores = grad.new_empty(size * length, videos * count)
-                word_parts = grad.new_empty(programs, *of_words.shape) if learn_words else None
-                frame_parts = grad.new_empty(programs, *of_frames.shape) if learn_frames else None
-                plan.launch(
-                    "backward", size, words[part], frames,
-                    None if word_mask is None else word_mask[part], frame_mask, of_words, of_frames,
-                    grad[part], of_scores, word_parts, frame_parts, size, videos, k, k * math.log2(math.e),
-                )  # fmt: skip
+                some = inputs.some(part, slice(None))
+                of_scores, factors = _backward(some, grad[part], ctx.temperature, ctx.mixes, learn)
+                of_products = of_scores.view(-1, videos * count)
                 if needs_words:
-                    grad_words[part] = (of_scores @ flat_frames).view(size, length, width)
+                    of_words[part] = (of_products @ flat_frames).view(-1, length, width)
                 if needs_frames:
-                    grad_frames.addmm_(of_scores.T, words[part].float().flatten(0, 1))
-                if word_parts is not None:
-                    grad_word += word_parts.sum(0)
-                if frame_parts is not None:
-                    grad_frame += frame_parts.sum(0)
-        of_features = (grad_words, grad_frames.view_as(frames).to(frames.dtype))
-        grads = (*of_features, grad_word[0], grad_frame[0], grad_word[1], grad_frame[1])
-        return (
-            *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:6], strict=True)),
-            None,
-            None,
-            None,
+                    of_frames.addmm_(of_products.T, some.words.float().flatten(0, 1))
+                for whole, more in zip(of_matrices, _of_matrices(*factors) if learn else (), strict=False):
+                    whole += more
+        of_word, of_word2, of_frame, of_frame2 = of_matrices
+        of_features = of_words, of_frames.view_as(inputs.frames).to(inputs.frames.dtype)
+        grads = (*of_features, of_word, of_frame, of_word2, of_frame2)
+        needed = zip(grads, ctx.needs_input_grad[:6], strict=True)
+        return *(made if need else None for made, need in needed), None, None, None, None
+
+
+class _Inputs(NamedTuple):
+    """What both programs read: features, masks (int8), and what the matrices add to the identity."""
+
+    words: Tensor  # [T, W, D]
+    frames: Tensor  # [V, F, D]
+    word_mask: Tensor | None  # [T, W]
+    frame_mask: Tensor | None  # [V, F]
+    of_words: Tensor  # [2, W, W], of either stage
+    of_frames: Tensor  # [2, F, F]
+
+    def some(self, texts: slice, videos: slice) -> _Inputs:
+        """Of these texts and videos."""
+        word_mask = None if self.word_mask is None else self.word_mask[texts]
+        frame_mask = None if self.frame_mask is None else self.frame_mask[videos]
+        return self._replace(
+            words=self.words[texts], frames=self.frames[videos], word_mask=word_mask, frame_mask=frame_mask
         )
+
+
+def _backward(
+    inputs: _Inputs, grad: Tensor, temperature: float, mixes: list[bool], learn: bool
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """What `programs.backward` writes: `of_scores` and, if the matrices `learn`, the factors of theirs."""
+    (texts, length, _), (videos, count, _) = inputs.words.shape, inputs.frames.shape
+    of_scores = grad.new_empty(texts, length, videos, count)
+    factors = []
+    if learn:
+        factors.append(grad.new_empty(3, texts, length, videos, count))
+        factors += [grad.new_empty(2, texts * videos, size) for size in (length, count)]
+    k = 1 / temperature
+    plan = _Plan.of(BACKWARD, inputs, mixes)
+    written = of_scores, *(factors or (None, None, None))
+    plan.launch("backward", *inputs, grad, *written, texts, videos, k, k * math.log2(math.e))
+    return of_scores, factors
+
+
+def _of_matrices(tiles: Tensor, of_words: Tensor, of_frames: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of both word matrices and of both frame matrices."""
+    scores, over_words, over_frames = tiles
+    of_word = torch.bmm(over_words.flatten(2), scores.flatten(2).mT).sum(0)
+    of_frame = over_frames.flatten(0, 2).T @ scores.flatten(0, 2)
+    return of_word, of_words[0].T @ of_words[1], of_frame, of_frames[0].T @ of_frames[1]
+
+
+def _numbers(mask: Tensor | None) -> Tensor | None:
+    """A mask as a program reads it; what is not 0 is real."""
+    return None if mask is None else mask.bool().to(torch.int8)
 
 
 def _corrections(first: Tensor, second: Tensor) -> Tensor:
     """`[2, N, N]`: what the matrices add to the identity."""
     matrices = torch.stack((first, second)).float()
-    return matrices - torch.eye(matrices.shape[-1], device=matrices.device)
+    return matrices - torch.eye(matrices.shape[-1], dtype=torch.float32, device=matrices.device)
 
 
 def _padded(count: int, product: bool) -> int:
@@ -238,46 +264,44 @@ class _Plan(NamedTuple):
     tile: Tile
     texts: int
     videos: int
-    all_videos: int
     constants: dict[str, int | bool]
 
     @classmethod
-    def of(cls, tile: Tile, words: Tensor, frames: Tensor, mix_words: bool, mix_frames: bool) -> _Plan:
-        (_, length, width), (videos, count, _) = words.shape, frames.shape
-        if words.is_cuda and _shared_memory(words.device) < 160_000:
+    def of(cls, tiles: dict[torch.dtype, Tile], inputs: _Inputs, mixes: list[bool]) -> _Plan:
+        words, frames = inputs[:2]
+        tile = tiles[words.dtype]
+        if words.is_cuda and _shared_memory(words.device) < 200_000:
             tile = SMALL
+        return cls.cut(tile, words.shape[1], frames.shape[1], words.shape[2], *mixes)
+
+    @classmethod
+    def cut(cls, tile: Tile, length: int, count: int, width: int, mix_words: bool, mix_frames: bool) -> _Plan:
+        """For pairs of `length` words and `count` frames of `width` numbers."""
         word_slots, frame_slots = _padded(length, mix_words), _padded(count, mix_frames)
-        columns = tile.columns // 2 if mix_words or mix_frames else tile.columns  # mixing takes registers
+        if mix_words or mix_frames:  # mixing takes registers
+            tile = tile._replace(columns=tile.columns // 2, twice=False)
         texts = max(1, tile.rows // word_slots)
-        per = max(1, columns // frame_slots)
-        while texts * word_slots * per * frame_slots > tile.rows * columns and texts * per > 1:
-            texts, per = (texts // 2, per) if texts > 1 else (texts, per // 2)
-        constants = {
-            "W": length,
-            "F": count,
-            "D": width,
-            "BT": texts,
-            "BV": per,
-            "WP": word_slots,
-            "FP": frame_slots,
-        }
-        depth = min(tile.depth, _padded(width, True))
-        constants |= {"BD": depth, "MIX_WORDS": mix_words, "MIX_FRAMES": mix_frames, "TWICE": tile.twice}
-        return cls(tile, texts, per, videos, constants)
+        videos = max(1, tile.columns // frame_slots)
+        while texts * word_slots * videos * frame_slots > tile.rows * tile.columns and texts * videos > 1:
+            texts, videos = (texts // 2, videos) if texts > 1 else (texts, videos // 2)
+        constants = {"W": length, "F": count, "D": width, "BT": texts, "BV": videos}
+        constants |= {"WP": word_slots, "FP": frame_slots, "BD": min(tile.depth, _padded(width, True))}
+        constants |= {"MIX_WORDS": mix_words, "MIX_FRAMES": mix_frames}
+        return cls(tile, texts, videos << tile.twice, constants)
 
-    def programs(self, texts: int) -> int:
-        return -(-texts // self.texts) * -(-self.all_videos // (self.videos << self.tile.twice))
-
-    def launch(self, name: str, texts: int, *arguments: Any) -> None:
-        device = arguments[0].device
+    def launch(self, name: str, words: Tensor, frames: Tensor, *arguments: Any) -> None:
+        device, constants = words.device, dict(self.constants)
+        if name == "forward":
+            constants["TWICE"] = self.tile.twice
         options = {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
+        count = -(-len(words) // self.texts) * -(-len(frames) // self.videos)
         try:
             from xclip_lab.aosm import programs
 
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-                getattr(programs, name)[(self.programs(texts),)](*arguments, **self.constants, **options)
+                getattr(programs, name)[(count,)](words, frames, *arguments, **constants, **options)
         except Exception as error:  # no C compiler, a driver that is too old, more than a program may have
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(
+            raise KernelError(
                 f"the Triton kernels fail on {device}: {reason}; use another backend"
             ) from error

@@ -39,10 +39,15 @@ def check(
     """Refuse what is no AOSM; the arguments are those of `blocked.matrix_aosm`.
 
     Raises:
-        ConfigError: a temperature that is not above 0, or sizes that do not fit together.
+        ConfigError: a temperature that is not above 0, or sizes or devices that do not fit together.
     """
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature: {temperature} is not allowed (a number above 0)")
+    if words.ndim != 3 or frames.ndim != 3 or not all((*words.shape[1:], frames.shape[1])):
+        raise ConfigError(
+            f"AOSM takes words [T, W, D] and frames [V, F, D] with W, F and D of 1 at least, got "
+            f"{list(words.shape)} and {list(frames.shape)}"
+        )
     (texts, length, width), (videos, count, _) = words.shape, frames.shape
     expected = [(videos, count, width), (length, length), (count, count), (length, length), (count, count)]
     given = [frames, *matrices]
@@ -54,4 +59,9 @@ def check(
         raise ConfigError(
             f"AOSM of words {list(words.shape)} and frames {list(frames.shape)} takes matrices and masks of "
             f"these sizes: {expected[1:]}, got {[tuple(tensor.shape) for tensor in given[1:]]}"
+        )
+    devices = sorted({str(tensor.device) for tensor in (words, *given)})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"AOSM takes features, matrices and masks on one device, got {' and '.join(devices)}"
         )

@@ -3,8 +3,8 @@
 A tile's scores `[BT, WP, BV, FP]` (texts, words, videos, frames) are one product on the tensor cores and
 never leave the chip; WP and FP are W and F padded. Both softmaxes take the exact maximum of their column or
 row, so that no temperature and no distance overflows. The matrices come as `C = M - I`: what a product
-rounds is the correction alone. a, b are the first stage over words and over frames, alpha, beta the weights
-of the second, x, y its results.
+rounds is the correction alone. Both directions are the same along one axis of the tile or another, `AXIS` 1
+(the words) or 3 (the frames).
 """
 
 import triton
@@ -84,34 +84,48 @@ def _correction(corrections, which, N: tl.constexpr, NP: tl.constexpr):
 
 
 @triton.jit
-def _over_words(x, matrix, BT: tl.constexpr, WP: tl.constexpr, BV: tl.constexpr, FP: tl.constexpr):
-    """`x` times `matrix` along the words."""
-    rows = tl.reshape(tl.permute(x, (0, 2, 3, 1)), (BT * BV * FP, WP))
-    product = tl.reshape(tl.dot(rows, matrix, input_precision="tf32x3"), (BT, BV, FP, WP))
-    return tl.permute(product, (0, 3, 1, 2))
+def _rows(x, AXIS: tl.constexpr):
+    """`x [BT, WP, BV, FP]` as a matrix whose columns are its `AXIS`."""
+    if AXIS == 1:
+        x = tl.permute(x, (0, 2, 3, 1))
+    return tl.reshape(x, (x.shape[0] * x.shape[1] * x.shape[2], x.shape[3]))
 
 
 @triton.jit
-def _over_frames(x, matrix, BT: tl.constexpr, WP: tl.constexpr, BV: tl.constexpr, FP: tl.constexpr):
-    """`x` times `matrix` along the frames."""
-    rows = tl.reshape(x, (BT * WP * BV, FP))
-    return tl.reshape(tl.dot(rows, matrix, input_precision="tf32x3"), (BT, WP, BV, FP))
+def _mix(x, matrix, AXIS: tl.constexpr):
+    """`x [BT, WP, BV, FP]` times `matrix` along `AXIS`."""
+    product = tl.dot(_rows(x, AXIS), matrix, input_precision="tf32x3")
+    if AXIS == 1:
+        product = tl.reshape(product, (x.shape[0], x.shape[2], x.shape[3], x.shape[1]))
+        product = tl.permute(product, (0, 3, 1, 2))
+    return tl.reshape(product, (x.shape[0], x.shape[1], x.shape[2], x.shape[3]))
 
 
 @triton.jit
-def _times(x, matrix, ROWS: tl.constexpr):
+def _pairs(x, AXIS: tl.constexpr):
+    """`x [BT, WP, BV, FP]`, of length 1 along `AXIS`, as `[BT * BV, the other]`."""
+    if AXIS == 3:
+        x = tl.permute(x, (0, 3, 2, 1))
+    return tl.reshape(x, (x.shape[0] * x.shape[2], x.shape[3]))
+
+
+@triton.jit
+def _unpairs(x, AXIS: tl.constexpr, BT: tl.constexpr):
+    """Undoes `_pairs`."""
+    x = tl.reshape(x, (BT, 1, x.shape[0] // BT, x.shape[1]))
+    if AXIS == 3:
+        x = tl.permute(x, (0, 3, 2, 1))
+    return x
+
+
+@triton.jit
+def _times(x, matrix):
     """`x [ROWS, N]` times `matrix [N, N]`; a product on the tensor cores takes 16 rows."""
-    if ROWS >= 16:
-        return tl.dot(x, matrix, input_precision="tf32x3")
-    return tl.sum(x[:, :, None] * matrix[None, :, :], axis=1)
-
-
-@triton.jit
-def _outer(x, y, ROWS: tl.constexpr):
-    """`x^T y` of `[ROWS, N]` each."""
-    if ROWS >= 16:
-        return tl.dot(tl.trans(x), y, input_precision="tf32x3")
-    return tl.sum(x[:, :, None] * y[:, None, :], axis=0)
+    if x.shape[0] >= 16:
+        product = tl.dot(x, matrix, input_precision="tf32x3")
+    else:
+        product = tl.sum(x[:, :, None] * matrix[None, :, :], axis=1)
+    return product
 
 
 @triton.jit
@@ -123,36 +137,75 @@ def _powers(x, real, scale, axis: tl.constexpr, HOLES: tl.constexpr):
 
 
 @triton.jit
-def _second(x, real, corrections, scale, N: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr,
-            HOLES: tl.constexpr, MIX: tl.constexpr):  # fmt: skip
-    """`attend` over `x [ROWS, NP]`: x without padding, x mixed, the weights, and the result `[ROWS]`."""
+def _first(scores, real, corrections, scale, AXIS: tl.constexpr, N: tl.constexpr, HOLES: tl.constexpr,
+           MIX: tl.constexpr):  # fmt: skip
+    """The first stage along `AXIS`: the scores mixed, the softmax's numerators and sums, and the result."""
+    mixed = scores
+    if MIX:
+        mixed = scores + _mix(scores, tl.trans(_correction(corrections, 0, N, scores.shape[AXIS])), AXIS)
+    powers = _powers(scores, real, scale, AXIS, HOLES)
+    sums = tl.sum(powers, AXIS, keep_dims=True)
+    return mixed, powers, sums, tl.sum(powers * mixed, AXIS, keep_dims=True) / sums
+
+
+@triton.jit
+def _second(x, real, corrections, scale, N: tl.constexpr, HOLES: tl.constexpr, MIX: tl.constexpr):
+    """The second over `x [ROWS, NP]`: x without padding, x mixed, the weights, and the result `[ROWS]`."""
     if HOLES:
         x = tl.where(real, x, 0.0)
     mixed = x
     if MIX:
-        mixed = x + _times(x, tl.trans(_correction(corrections, 1, N, NP)), ROWS)
+        mixed = x + _times(x, tl.trans(_correction(corrections, 1, N, x.shape[1])))
     powers = _powers(x, real, scale, 1, HOLES)
     weights = powers / tl.sum(powers, axis=1, keep_dims=True)
     return x, mixed, weights, tl.sum(weights * mixed, axis=1)
 
 
 @triton.jit
-def _second_gradient(half, mixed, weights, value, real, corrections, k, N: tl.constexpr, NP: tl.constexpr,
-                     ROWS: tl.constexpr, HOLES: tl.constexpr, MIX: tl.constexpr):  # fmt: skip
-    """Of `x` in `_second`, `[ROWS, NP]`, for the gradient `half [ROWS]` of its result."""
-    gradient = weights + k * weights * (mixed - value[:, None])
+def _gradient(scores, here, real, half, own, other, k, scale, AXIS: tl.constexpr, N: tl.constexpr,
+              M: tl.constexpr, HOLES: tl.constexpr, OTHER_HOLES: tl.constexpr, MIX: tl.constexpr,
+              OTHER_MIX: tl.constexpr):  # fmt: skip
+    """Of the scores, by the way over `AXIS` and then the other axis, for the gradient `half [ROWS]` of its
+    result. Beside it what the matrices' gradients are products of: the scores with the second, the last two
+    with each other, each pair's row by row.
+
+    `own [2, N, N]` are the corrections along `AXIS`, which is `here`, `other [2, M, M]` along the other,
+    which is `real`."""
+    mixed, powers, sums, value = _first(scores, here, own, scale, AXIS, N, HOLES, MIX)
+    x, x_mixed, weights, result = _second(_pairs(value, AXIS), real, other, scale, M, OTHER_HOLES, OTHER_MIX)
+    of_x = weights + k * weights * (x_mixed - result[:, None])
+    if OTHER_MIX:
+        of_x += _times(weights, _correction(other, 1, M, x.shape[1]))
+    if OTHER_HOLES:
+        of_x = tl.where(real, of_x, 0.0)
+    weighted = powers * (_unpairs(half[:, None] * of_x, AXIS, scores.shape[0]) / sums)
+    gradient = weighted + k * weighted * (mixed - value)
     if MIX:
-        gradient += _times(weights, _correction(corrections, 1, N, NP), ROWS)
-    if HOLES:
-        gradient = tl.where(real, gradient, 0.0)
-    return half[:, None] * gradient
+        gradient += _mix(weighted, _correction(own, 0, N, scores.shape[AXIS]), AXIS)
+    return gradient, weighted, half[:, None] * weights, x
 
 
 @triton.jit
-def _store_square(out, at, x, N: tl.constexpr, NP: tl.constexpr):
-    """`x [NP, NP]` into square number `at` of `out [..., N, N]`."""
-    i, k = tl.arange(0, NP)[:, None], tl.arange(0, NP)[None, :]
-    tl.store(out + at.to(tl.int64) * N * N + i * N + k, x, mask=(i < N) & (k < N))
+def _tokens(
+    word_mask, frame_mask, text, video, texts, videos,
+    W: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, WP: tl.constexpr, FP: tl.constexpr,
+):  # fmt: skip
+    """Which words and frames are real, as they stand in a tile and, pair by pair, in the second stage."""
+    words = _real(word_mask, text, texts, W, WP, BT)[:, :, None]
+    frames = _real(frame_mask, video, videos, F, FP, BV)[None, :, :]
+    word_pairs = tl.reshape(tl.permute(tl.broadcast_to(words, (BT, WP, BV)), (0, 2, 1)), (BT * BV, WP))
+    frame_pairs = tl.reshape(tl.broadcast_to(frames, (BT, BV, FP)), (BT * BV, FP))
+    return words[:, :, :, None], frames[:, None, :, :], word_pairs, frame_pairs
+
+
+@triton.jit
+def _without(scores, word_mask, frame_mask, words, frames):
+    """0 where a mask says padding."""
+    if word_mask is not None:
+        scores = tl.where(words, scores, 0.0)
+    if frame_mask is not None:
+        scores = tl.where(frames, scores, 0.0)
+    return scores
 
 
 @triton.jit
@@ -165,35 +218,18 @@ def _write_scores(
     """From `scores [BT, WP, BV, FP]` to BT x BV numbers of `out`."""
     word_holes: tl.constexpr = W < WP or word_mask is not None
     frame_holes: tl.constexpr = F < FP or frame_mask is not None
-    real_words = _real(word_mask, text, texts, W, WP, BT)  # [BT, WP]
-    real_frames = _real(frame_mask, video, videos, F, FP, BV)  # [BV, FP]
-    word_here, frame_here = real_words[:, :, None, None], real_frames[None, None, :, :]
-    if word_mask is not None:
-        scores = tl.where(word_here, scores, 0.0)
-    if frame_mask is not None:
-        scores = tl.where(frame_here, scores, 0.0)
-
-    mixed = scores
-    if MIX_WORDS:
-        matrix = tl.trans(_correction(word_corrections, 0, W, WP))
-        mixed = scores + _over_words(scores, matrix, BT, WP, BV, FP)
-    powers = _powers(scores, word_here, scale, 1, word_holes)
-    a = tl.sum(powers * mixed, axis=1) / tl.sum(powers, axis=1)  # [BT, BV, FP]
-    mixed = scores
-    if MIX_FRAMES:
-        matrix = tl.trans(_correction(frame_corrections, 0, F, FP))
-        mixed = scores + _over_frames(scores, matrix, BT, WP, BV, FP)
-    powers = _powers(scores, frame_here, scale, 3, frame_holes)
-    b = tl.sum(powers * mixed, axis=3) / tl.sum(powers, axis=3)  # [BT, WP, BV]
-
-    ROWS: tl.constexpr = BT * BV
-    a = tl.reshape(a, (ROWS, FP))
-    b = tl.reshape(tl.permute(b, (0, 2, 1)), (ROWS, WP))
-    frame_real = tl.reshape(tl.broadcast_to(real_frames[None, :, :], (BT, BV, FP)), (ROWS, FP))
-    word_real = tl.reshape(tl.broadcast_to(real_words[:, None, :], (BT, BV, WP)), (ROWS, WP))
-    _a, _n, _alpha, x = _second(a, frame_real, frame_corrections, scale, F, FP, ROWS, frame_holes, MIX_FRAMES)
-    _b, _m, _beta, y = _second(b, word_real, word_corrections, scale, W, WP, ROWS, word_holes, MIX_WORDS)
-    pair = tl.arange(0, ROWS)
+    words, frames, word_pairs, frame_pairs = _tokens(
+        word_mask, frame_mask, text, video, texts, videos, W, F, BT, BV, WP, FP
+    )
+    scores = _without(scores, word_mask, frame_mask, words, frames)
+    _mixed, _powers, _sums, a = _first(scores, words, word_corrections, scale, 1, W, word_holes, MIX_WORDS)
+    _mixed, _powers, _sums, b = _first(
+        scores, frames, frame_corrections, scale, 3, F, frame_holes, MIX_FRAMES
+    )
+    a, b = _pairs(a, 1), _pairs(b, 3)
+    _a, _mixed, _alpha, x = _second(a, frame_pairs, frame_corrections, scale, F, frame_holes, MIX_FRAMES)
+    _b, _mixed, _beta, y = _second(b, word_pairs, word_corrections, scale, W, word_holes, MIX_WORDS)
+    pair = tl.arange(0, BT * BV)
     t, v = text + pair // BV, video + pair % BV
     tl.store(out + t.to(tl.int64) * videos + v, (x + y) / 2, mask=(t < texts) & (v < videos))
 
@@ -220,95 +256,72 @@ def forward(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["texts", "videos"])
-def backward(
-    words, frames, word_mask, frame_mask, word_corrections, frame_corrections, grad,
-    of_scores, of_word_matrices, of_frame_matrices, texts, videos, k, scale,
-    W: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
-    BT: tl.constexpr, BV: tl.constexpr, WP: tl.constexpr, FP: tl.constexpr, BD: tl.constexpr,
-    MIX_WORDS: tl.constexpr, MIX_FRAMES: tl.constexpr, TWICE: tl.constexpr,
+@triton.jit
+def _store_tile(
+    x, out, text, video, texts, videos,
+    W: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, WP: tl.constexpr, FP: tl.constexpr,
 ):  # fmt: skip
-    """For `grad [texts, videos]`: `of_scores [texts * W, videos * F]`, and this program's own part of the
-    gradients `of_word_matrices [programs, 2, W, W]` and `of_frame_matrices [programs, 2, F, F]` (or None)."""
-    word_holes: tl.constexpr = W < WP or word_mask is not None
-    frame_holes: tl.constexpr = F < FP or frame_mask is not None
-    ROWS: tl.constexpr = BT * BV
-    text, video = _tile(texts, videos, BT, BV)
-    real_words = _real(word_mask, text, texts, W, WP, BT)
-    real_frames = _real(frame_mask, video, videos, F, FP, BV)
-    word_here, frame_here = real_words[:, :, None, None], real_frames[None, None, :, :]
-    frame_real = tl.reshape(tl.broadcast_to(real_frames[None, :, :], (BT, BV, FP)), (ROWS, FP))
-    word_real = tl.reshape(tl.broadcast_to(real_words[:, None, :], (BT, BV, WP)), (ROWS, WP))
-    pair = tl.arange(0, ROWS)
-    t, v = text + pair // BV, video + pair % BV
-    half = tl.load(grad + t.to(tl.int64) * videos + v, mask=(t < texts) & (v < videos), other=0.0) / 2
-
-    scores, _ = _scores(words, frames, text, video, texts, videos, W, F, D, BT, BV, WP, FP, BD, TWICE)
-    if word_mask is not None:
-        scores = tl.where(word_here, scores, 0.0)
-    if frame_mask is not None:
-        scores = tl.where(frame_here, scores, 0.0)
-
-    # Over the words: a, and what comes back through it.
-    mixed = scores
-    if MIX_WORDS:
-        mixed = scores + _over_words(
-            scores, tl.trans(_correction(word_corrections, 0, W, WP)), BT, WP, BV, FP
-        )
-    powers = _powers(scores, word_here, scale, 1, word_holes)
-    weights = powers / tl.sum(powers, axis=1, keep_dims=True)
-    a = tl.sum(weights * mixed, axis=1)  # [BT, BV, FP]
-    first, n, alpha, x = _second(
-        tl.reshape(a, (ROWS, FP)), frame_real, frame_corrections, scale, F, FP, ROWS, frame_holes, MIX_FRAMES
-    )
-    da = _second_gradient(
-        half, n, alpha, x, frame_real, frame_corrections, k, F, FP, ROWS, frame_holes, MIX_FRAMES
-    )
-    A = weights * tl.reshape(da, (BT, 1, BV, FP))
-    gradient = A + k * A * (mixed - a[:, None, :, :])
-    if MIX_WORDS:
-        gradient += _over_words(A, _correction(word_corrections, 0, W, WP), BT, WP, BV, FP)
-    if of_word_matrices is not None:
-        across = tl.reshape(tl.permute(A, (0, 2, 3, 1)), (ROWS * FP, WP))
-        along = tl.reshape(tl.permute(scores, (0, 2, 3, 1)), (ROWS * FP, WP))
-        _store_square(of_word_matrices, 2 * tl.program_id(0), _outer(across, along, ROWS * FP), W, WP)
-    if of_frame_matrices is not None:
-        at = 2 * tl.program_id(0) + 1
-        _store_square(of_frame_matrices, at, _outer(half[:, None] * alpha, first, ROWS), F, FP)
-
-    # Over the frames: b, likewise.
-    mixed = scores
-    if MIX_FRAMES:
-        mixed = scores + _over_frames(
-            scores, tl.trans(_correction(frame_corrections, 0, F, FP)), BT, WP, BV, FP
-        )
-    powers = _powers(scores, frame_here, scale, 3, frame_holes)
-    weights = powers / tl.sum(powers, axis=3, keep_dims=True)
-    b = tl.sum(weights * mixed, axis=3)  # [BT, WP, BV]
-    first, n, beta, y = _second(
-        tl.reshape(tl.permute(b, (0, 2, 1)), (ROWS, WP)),
-        word_real, word_corrections, scale, W, WP, ROWS, word_holes, MIX_WORDS,
-    )  # fmt: skip
-    db = _second_gradient(
-        half, n, beta, y, word_real, word_corrections, k, W, WP, ROWS, word_holes, MIX_WORDS
-    )
-    B = weights * tl.permute(tl.reshape(db, (BT, BV, WP)), (0, 2, 1))[:, :, :, None]
-    gradient += B + k * B * (mixed - b[:, :, :, None])
-    if MIX_FRAMES:
-        gradient += _over_frames(B, _correction(frame_corrections, 0, F, FP), BT, WP, BV, FP)
-    if of_frame_matrices is not None:
-        across, along = tl.reshape(B, (ROWS * WP, FP)), tl.reshape(scores, (ROWS * WP, FP))
-        _store_square(of_frame_matrices, 2 * tl.program_id(0), _outer(across, along, ROWS * WP), F, FP)
-    if of_word_matrices is not None:
-        at = 2 * tl.program_id(0) + 1
-        _store_square(of_word_matrices, at, _outer(half[:, None] * beta, first, ROWS), W, WP)
-
+    """`x [BT, WP, BV, FP]` into `out [texts, W, videos, F]`."""
     row, column = tl.arange(0, BT * WP), tl.arange(0, BV * FP)
     t, w, v, f = text + row // WP, row % WP, video + column // FP, column % FP
-    if word_mask is not None:
-        gradient = tl.where(word_here, gradient, 0.0)
-    if frame_mask is not None:
-        gradient = tl.where(frame_here, gradient, 0.0)
     place = (t.to(tl.int64) * W + w)[:, None] * videos * F + (v * F + f)[None, :]
     inside = ((t < texts) & (w < W))[:, None] & ((v < videos) & (f < F))[None, :]
-    tl.store(of_scores + place, tl.reshape(gradient, (BT * WP, BV * FP)), mask=inside)
+    tl.store(out + place, tl.reshape(x, (BT * WP, BV * FP)), mask=inside)
+
+
+@triton.jit
+def _store_pairs(x, out, t, v, texts, videos, N: tl.constexpr):
+    """`x [ROWS, NP]` of the pairs `t, v [ROWS]` into `out [texts, videos, N]`."""
+    slot = tl.arange(0, x.shape[1])[None, :]
+    inside = ((t < texts) & (v < videos))[:, None] & (slot < N)
+    tl.store(out + (t.to(tl.int64) * videos + v)[:, None] * N + slot, x, mask=inside)
+
+
+# Part of the texts a time: the part decides on the alignment of what is read by the text, and each alignment
+# would be compiled anew.
+@triton.jit(do_not_specialize=["texts", "videos"], do_not_specialize_on_alignment=["word_mask", "grad"])
+def backward(
+    words, frames, word_mask, frame_mask, word_corrections, frame_corrections, grad,
+    of_scores, tiles, of_words, of_frames, texts, videos, k, scale,
+    W: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
+    BT: tl.constexpr, BV: tl.constexpr, WP: tl.constexpr, FP: tl.constexpr, BD: tl.constexpr,
+    MIX_WORDS: tl.constexpr, MIX_FRAMES: tl.constexpr,
+):  # fmt: skip
+    """For `grad [texts, videos]`: `of_scores [texts, W, videos, F]`.
+
+    And, unless they are None, what the gradients of the matrices are products of, row by row: `tiles`
+    [3, texts, W, videos, F], the first with the second along the words and with the third along the frames;
+    `of_words [2, texts, videos, W]` and `of_frames [2, texts, videos, F]`, for the second stage."""
+    word_holes: tl.constexpr = W < WP or word_mask is not None
+    frame_holes: tl.constexpr = F < FP or frame_mask is not None
+    text, video = _tile(texts, videos, BT, BV)
+    real_words, real_frames, word_pairs, frame_pairs = _tokens(
+        word_mask, frame_mask, text, video, texts, videos, W, F, BT, BV, WP, FP
+    )
+    pair = tl.arange(0, BT * BV)
+    t, v = text + pair // BV, video + pair % BV
+    half = tl.load(grad + t.to(tl.int64) * videos + v, mask=(t < texts) & (v < videos), other=0.0) / 2
+    scores, _ = _scores(words, frames, text, video, texts, videos, W, F, D, BT, BV, WP, FP, BD, False)
+    scores = _without(scores, word_mask, frame_mask, real_words, real_frames)
+    plane = texts.to(tl.int64) * videos
+    if tiles is not None:
+        _store_tile(scores, tiles, text, video, texts, videos, W, F, BT, BV, WP, FP)
+
+    gradient, weighted, weights, a = _gradient(
+        scores, real_words, frame_pairs, half, word_corrections, frame_corrections, k, scale, 1, W, F,
+        word_holes, frame_holes, MIX_WORDS, MIX_FRAMES,
+    )  # fmt: skip
+    if tiles is not None:
+        _store_tile(weighted, tiles + plane * W * F, text, video, texts, videos, W, F, BT, BV, WP, FP)
+        _store_pairs(weights, of_frames, t, v, texts, videos, F)
+        _store_pairs(a, of_frames + plane * F, t, v, texts, videos, F)
+    more, weighted, weights, b = _gradient(
+        scores, real_frames, word_pairs, half, frame_corrections, word_corrections, k, scale, 3, F, W,
+        frame_holes, word_holes, MIX_FRAMES, MIX_WORDS,
+    )  # fmt: skip
+    if tiles is not None:
+        _store_tile(weighted, tiles + plane * 2 * W * F, text, video, texts, videos, W, F, BT, BV, WP, FP)
+        _store_pairs(weights, of_words, t, v, texts, videos, W)
+        _store_pairs(b, of_words + plane * W, t, v, texts, videos, W)
+    gradient = _without(gradient + more, word_mask, frame_mask, real_words, real_frames)
+    _store_tile(gradient, of_scores, text, video, texts, videos, W, F, BT, BV, WP, FP)

@@ -18,7 +18,7 @@ from xclip_lab.batching import Batch, make_loader
 from xclip_lab.clips import BrokenClip, Clip, ClipDataset
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
-from xclip_lab.encoding import encode, encode_texts, encode_videos
+from xclip_lab.encoding import TextBlocks, Texts, encode, encode_texts
 from xclip_lab.errors import ConfigError, DatasetError, UserError
 from xclip_lab.evaluation import score
 from xclip_lab.explorer.settings import Settings, rescored
@@ -33,7 +33,6 @@ SIDE = 112
 SHORT = 6
 """Frames of a video in a ranking, at the most; a look inside shows all."""
 _QUALITY = 85
-_VIDEOS = 1024  # scored at once with one text
 _MATRIX = "head.word_frame_similarity"
 
 
@@ -94,7 +93,7 @@ class Gallery:
     """A model and the V videos of a split that can be read.
 
     Attributes:
-        name: what the run is called. dataset: the captions and videos. video: their features, on the CPU.
+        name: what the run is called. dataset: the captions and videos. texts, video: their features.
         clips: of the whole split, for frames that were not decoded yet. config: whose these are.
         broken: video id to why it was left out. films: by video id, those that are there.
     """
@@ -102,6 +101,7 @@ class Gallery:
     name: str
     model: RetrievalModel
     dataset: VideoTextDataset
+    texts: TextBlocks = field(repr=False)
     video: TokenSet = field(repr=False)
     clips: ClipDataset = field(repr=False)
     config: RunConfig = field(repr=False)
@@ -128,12 +128,7 @@ class Gallery:
     def missed(self) -> set[str]:
         """The captions of the split that the run, with its own settings, does not rank first."""
         captions = [sample.caption for sample in self.dataset.samples]
-        texts = (
-            encode_texts(self.model, captions, self.config.evaluation.batch_size)
-            if self.config.data.features is None
-            else encode(self.model, self.clips.dataset, self.config).text
-        )
-        similarity = score(self.model, texts, self.video, self.config.evaluation.block_size)
+        similarity = score(self.model, self.texts, self.video, self.config.evaluation.block_size)
         found = ranks(similarity, self.dataset.text_to_video)["t2v"]
         return {caption for caption, rank in zip(captions, found, strict=True) if rank > 1}
 
@@ -162,7 +157,7 @@ class Gallery:
             QueryError: a similarity that is no number. ConfigError: as `rescored`.
         """
         with rescored(self.model, settings):
-            similarity = score(self.model, self._text(query), self.video, _VIDEOS)[0].numpy()
+            similarity = score(self.model, self._text(query), self.video)[0].numpy()
         bad = ~np.isfinite(similarity)
         if bad.any():
             videos = count_and_first([self.dataset.videos[place] for place in np.flatnonzero(bad)])
@@ -286,9 +281,9 @@ def open_gallery(
     if config.data.features is not None:
         evaluation = replace(config.evaluation, allow_missing=len(dataset.videos))
         config = replace(config, evaluation=evaluation)
-        stored = encode_videos(model, dataset, config)
+        stored = encode(model, dataset, config)
         reasons = left_out(Path(str(config.data.features)) / dataset.split) if stored.missing else {}
-        return Gallery(name, model, stored.dataset, stored.video, clips, config, reasons, {})
+        return Gallery(name, model, stored.dataset, stored.text, stored.video, clips, config, reasons, {})
     loader = make_loader(clips, None, int(config.evaluation.batch_size))
     films: dict[str, Film] = {}
     parts = []
@@ -305,7 +300,8 @@ def open_gallery(
     rows = [row for row, sample in enumerate(dataset.samples) if sample.video_id in films]
     groups = None if dataset.groups is None else dataset.groups[rows]
     kept = replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
-    return Gallery(name, model, kept, TokenSet.cat(parts), clips, config, loader.broken, films)
+    texts = Texts(model, [sample.caption for sample in kept.samples], config.evaluation.batch_size)
+    return Gallery(name, model, kept, texts, TokenSet.cat(parts), clips, config, loader.broken, films)
 
 
 def _films(batch: Batch) -> dict[str, Film]:

@@ -56,6 +56,9 @@ class Head(nn.Module):
     """What that code switches on outside the head, as dotted keys of the config."""
     video_tokens: ClassVar[Literal["frames", "aggregated"]] = "aggregated"
     """Whether the head's video tokens are CLIP's frames before `agg_module` or the ones after it."""
+    pairs_alone: ClassVar[bool] = False
+    """Whether each score is made of its own text and video and nothing drawn at random, and the loss of the
+    scores: then several processes share the rows of the loss out among them."""
     scaled_loss: ClassVar[bool] = True
     """Whether the cross entropy sees exp(logit_scale) * logits."""
     scaled_similarity: ClassVar[bool] = True

@@ -45,6 +45,7 @@ class Clip2VideoConfig:
 class Clip2VideoHead(Head):
     """The head. TDB, the other half of CLIP2Video, is the `agg_module` `tdb`."""
 
+    pairs_alone = True
     config_class = Clip2VideoConfig
     family = "clip2video"
     official = MappingProxyType({"temporal.mixed_head_masks": True})

@@ -30,6 +30,8 @@ OVERLAP = 0.75
 _TINY = 1e-12  # what is shorter counts as so long, as torch's `normalize` has it
 QUERIES = "queries"
 """The name of the attended queries in `TokenSet.extra`."""
+GRAM = "gram"
+"""The name of the frames' products with each other `[V, F, F]` in `TokenSet.extra`."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,14 @@ class GlsclHead(Head):
         return TokenSet(text.pooled, text.tokens, text.mask, {QUERIES: normalize(attended, dim=-1)})
 
     def encode_video(self, frames: Tensor, mask: Tensor, temporal: AggModule) -> TokenSet:
-        """Adds the queries after they attended to the frames, `[V, Q, D]`, normalised."""
+        """Adds the queries after they attended to the frames, `[V, Q, D]`, normalised, and Gram matrices."""
         tokens = temporal(frames, mask)
         decoder = (
             self.transformer_decoder_noun if self.config.cross_att_share else self.transformer_decoder_spatial
         )
         attended = normalize(decoder(self.spatial_queries, tokens, self._mask(mask)), dim=-1)
-        return TokenSet(masked_frame_mean(tokens, mask), tokens, mask, {QUERIES: attended})
+        extra = {QUERIES: attended, GRAM: tokens @ tokens.mT}
+        return TokenSet(masked_frame_mean(tokens, mask), tokens, mask, extra)
 
     def _mask(self, mask: Tensor) -> Tensor | None:
         return mask if self.config.mask_padding else None
@@ -149,7 +152,7 @@ class GlsclHead(Head):
         weights = self.frame_softmax(weights) * video.mask
         # The pooled video [T, V, D] itself is never needed: with the frames' Gram matrix G its length is
         # sqrt(w^T G w), and its product with the sentence the weighted sum of the frames'.
-        across = torch.einsum("tvf,vfe->tve", weights, frames @ frames.mT)
+        across = torch.einsum("tvf,vfe->tve", weights, video.extra[GRAM])
         length = (across * weights).sum(-1).clamp(min=_TINY**2).sqrt()
         own_length = text.pooled.norm(dim=-1, keepdim=True).clamp(min=_TINY)
         return (weights * scores).sum(-1) / own_length / length

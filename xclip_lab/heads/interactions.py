@@ -31,6 +31,8 @@ class MaxSimConfig:
 class _Interaction(Head):
     """What these heads share: the matrix of cosines of real words and real frames."""
 
+    pairs_alone = True
+
     def __init__(self, config: object, width: int, max_words: int, max_frames: int) -> None:
         super().__init__()
         self.config = config

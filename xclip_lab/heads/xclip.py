@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from xclip_lab.aosm import blocked
-from xclip_lab.aosm.backend import Backend, Choice, choose, tiles
+from xclip_lab.aosm import blocked, kernels
+from xclip_lab.aosm.backend import Backend, Choice, choose
 from xclip_lab.aosm.formula import attend, pool
 from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import ConfigError
@@ -48,6 +48,11 @@ class XClipConfig:
                 f"head.contrasts: {list(self.contrasts)} is not allowed "
                 f"(one or more of {', '.join(CONTRASTS)}, each once)"
             )
+        ways = {"aosm": "", "transformer": "auto, formula"}.get(self.fusion, "auto, formula, blocked")
+        if ways and self.backend not in ways.split(", "):
+            raise ConfigError(
+                f"head.backend: {self.backend} does not go with head.fusion={self.fusion} (one of {ways})"
+            )
 
 
 class _Features(NamedTuple):
@@ -70,6 +75,7 @@ class XClipHead(Head):
     """
 
     config_class = XClipConfig
+    pairs_alone = True
     family = "xclip"
     video_tokens = "frames"
 
@@ -132,24 +138,29 @@ class XClipHead(Head):
 
     def backend_on(self, device: torch.device) -> Backend:
         """Who computes the fine contrasts of features on `device`: `formula` as they read, `blocked` by
-        tiles, `triton` on GPUs; `auto` is the fastest of them that can be had.
+        tiles, `triton` on GPUs, `triton-fp16` likewise but with the features rounded to float16 where no
+        gradient is wanted. `auto` is the fastest of those that keep float32 and can be had; where the kernels
+        turn out to fail it gives way to tiles and says so.
 
-        It is the formula while something hooks one of their taps, and for `transformer`, which has no tiles.
-        `auto` falls back to tiles, and says so, where the kernels turn out to fail.
+        Whatever was asked, it is the formula while something hooks one of the taps that only it has.
 
         Raises:
             ConfigError: a backend that cannot be used there.
         """
-        chosen = choose(self.config.backend, device)
+        sizes = self.max_words, self.max_frames
+        chosen = choose(self.config.backend, device, self.local_mat_weight.dtype, *sizes)
         if self.config.fusion == "transformer" or self._watched():
             return "formula"
-        if chosen == "triton" and (self.config.fusion != "aosm" or self._kernels_fail):
+        if self.config.backend == "auto" and (self.config.fusion != "aosm" or self._kernels_fail):
             return "blocked"
         return chosen
 
     def block_on(self, device: torch.device) -> tuple[int, int]:
-        """Where tiles bound the memory, what is computed of a text once a block pays with many videos."""
-        return (64, 64) if self.backend_on(device) == "formula" else (64, 1024)
+        """Where tiles bound the memory, what is computed of a text once a block pays with many videos; a GPU
+        is busy with many pairs only."""
+        if self.backend_on(device) == "formula":
+            return 64, 64
+        return (512, 4096) if device.type == "cuda" else (64, 1024)
 
     def _watched(self) -> bool:
         """Whether somebody looks at what only the formula forms."""
@@ -195,15 +206,21 @@ class XClipHead(Head):
         )
         return self._aosm(backend, "matrix_aosm", words, of.frames, matrices, self.config.temperature, *masks)
 
-    def _aosm(self, backend: Backend, name: str, *arguments: Any) -> Tensor:
-        try:
-            return getattr(tiles(backend), name)(*arguments)
-        except ConfigError as error:
-            if backend != "triton" or self.config.backend != "auto":
-                raise
-            self._kernels_fail = True
-            warnings.warn(f"AOSM is computed in tiles from here on: {error}", stacklevel=2)
-            return getattr(blocked, name)(*arguments)
+    def _aosm(self, backend: Backend, name: str, rows: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+        auto = self.config.backend == "auto"
+        if backend != "blocked" and not (auto and self._kernels_fail):
+            given = rows, columns
+            if backend == "triton-fp16" and not torch.is_grad_enabled():
+                given = _rounded(rows), _rounded(columns)
+            try:
+                return getattr(kernels, name)(*given, *rest)
+            except ConfigError as error:
+                if not auto:
+                    raise
+                if isinstance(error, kernels.KernelError):
+                    self._kernels_fail = True
+                    warnings.warn(f"AOSM is computed in tiles from here on: {error}", stacklevel=2)
+        return getattr(blocked, name)(rows, columns, *rest)
 
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.word_similarity(torch.einsum("twd,vd->tvw", words, video))
@@ -257,6 +274,11 @@ class XClipHead(Head):
                 f"{video.tokens.shape[1]} frames; "
                 "give inputs of that length, or load the checkpoint with other max_words and max_frames"
             )
+
+
+def _rounded(features: Tensor) -> Tensor:
+    """float32 as float16."""
+    return features.half() if features.dtype == torch.float32 else features
 
 
 class TransformerFusion(nn.Module):

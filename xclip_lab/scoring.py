@@ -1,0 +1,156 @@
+"""The second stage of an evaluation: the scores of all texts with all videos, some hundred texts a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xclip_lab.encoding import TextBlocks
+from xclip_lab.errors import ConfigError
+from xclip_lab.live_bytes import LiveBytes
+from xclip_lab.memory import free_memory, is_out_of_memory
+from xclip_lab.metrics import BlockedRanks, Ties
+from xclip_lab.model import RetrievalModel, evaluating
+from xclip_lab.parallel import in_threads, workers_on
+from xclip_lab.tokens import TokenSet
+
+_TEXTS = 512  # encoded, and their scores with all videos in memory, at a time
+
+
+def score(
+    model: RetrievalModel,
+    text: TextBlocks,
+    video: TokenSet,
+    block_size: int | None = None,
+    progress: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`model.similarity` of all texts with all videos, float32 `[T, V]` on the CPU, by all of its cores.
+
+    Args:
+        block_size: so many texts meet so many videos at a time; None for what suits the head. It decides on
+            the memory that is needed, not on the scores.
+        out: `[T, V]` to be filled, such as a file mapped into memory; None for a new one.
+
+    Raises:
+        ConfigError: a block that does not fit into memory, or a backend that cannot be used.
+    """
+    similarity = torch.empty(len(text), len(video)) if out is None else out
+    for _ in scored(model, text, video, block_size, progress, similarity):
+        pass
+    return similarity
+
+
+def rank_in_blocks(
+    model: RetrievalModel,
+    text: TextBlocks,
+    video: TokenSet,
+    text_to_video: np.ndarray,
+    ties: Ties = "pessimistic",
+    keep: int = 10,
+    block_size: int | None = None,
+    progress: bool = False,
+) -> BlockedRanks:
+    """The ranks of a gallery whose similarities need never stand in memory or on the disk as a whole.
+
+    Args:
+        text_to_video: `[T]`. keep: how many of each text's best videos the result's `top [T, keep]` names.
+            The others as in `score`.
+
+    Raises:
+        ConfigError: as `score`. MetricError: a score that is NaN.
+    """
+    found = BlockedRanks(text_to_video, len(video), ties, keep)
+    for rows, scores in scored(model, text, video, block_size, progress):
+        found.add(scores, rows.start)
+    return found
+
+
+def scored(
+    model: RetrievalModel,
+    text: TextBlocks,
+    video: TokenSet,
+    block_size: int | None = None,
+    progress: bool = False,
+    out: Tensor | None = None,
+    share: slice | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of `score` by the hundreds, each with its place; every text is encoded once.
+
+    Args:
+        out: `[T, V]`, of which the scores are parts; None for new ones. share: of the texts; None for all.
+            The others as in `score`.
+
+    Raises:
+        ConfigError: as `score`.
+    """
+    device = model.logit_scale.device
+    workers, video, share = workers_on(device), video.to(device), share or slice(0, len(text))
+    usual = model.head.block_on(device)
+    high, wide = (block_size, block_size) if block_size else usual
+    step = max(1, _TEXTS // high) * high
+    pairs = (share.stop - share.start) * len(video)
+    bar = tqdm(total=pairs, desc="score", unit="pair", unit_scale=True, disable=not progress, leave=False)
+    with bar:
+        for start in range(share.start, share.stop, step):
+            rows = slice(start, min(start + step, share.stop))
+            with evaluating(model):
+                some = text[rows].to(device)
+                with _full_memory(high, wide):
+                    if high * wide > math.prod(usual) and start == share.start:
+                        _check_block(model, some[:high], video[:wide], workers)
+                    scores = torch.empty(len(some), len(video)) if out is None else out[rows]
+                    for count in _fill(scores, model, some, video, high, wide, workers):
+                        bar.update(count)
+            yield rows, scores
+
+
+def _fill(
+    scores: Tensor, model: RetrievalModel, text: TokenSet, video: TokenSet, high: int, wide: int, workers: int
+) -> Iterator[int]:
+    """Write `scores [n, V]`, `high` texts with `wide` videos at a time; says how many were written."""
+    bands = -(-len(text) // high)
+    wide = min(wide, -(-len(video) // -(-workers // bands)))  # few texts keep all cores busy too
+
+    def work(corner: tuple[int, int]) -> int:
+        rows, columns = (slice(at, at + size) for at, size in zip(corner, (high, wide), strict=True))
+        scores[rows, columns] = model.similarity(text[rows], video[columns]).float().cpu()
+        return scores[rows, columns].numel()
+
+    return in_threads(work, product(range(0, len(text), high), range(0, len(video), wide)), workers)
+
+
+def _check_block(model: RetrievalModel, text: TokenSet, video: TokenSet, workers: int) -> None:
+    """Refuse a block that memory does not hold `workers` times, by what a sixteenth of it takes."""
+    free, part = free_memory(video.pooled.device), [-(-len(of) // 4) for of in (text, video)]
+    with LiveBytes() as live:
+        model.similarity(text[: part[0]], video[: part[1]])
+    each = max(live.after) / (part[0] * part[1])
+    needed = each * len(text) * len(video) * workers
+    if free is not None and needed > free:
+        raise _too_large(len(text), len(video), math.isqrt(int(free / each / workers)))
+
+
+@contextmanager
+def _full_memory(high: int, wide: int) -> Iterator[None]:
+    """A full memory as the block's fault."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _too_large(high, wide, min(high, wide) // 2) from error
+
+
+def _too_large(texts: int, videos: int, fits: int) -> ConfigError:
+    remedy = f"try {fits}" if fits else "free some, or start fewer threads (OMP_NUM_THREADS)"
+    return ConfigError(
+        f"evaluation.block_size: {texts} texts x {videos} videos at a time do not fit into memory; {remedy}"
+    )
