@@ -14,6 +14,7 @@ from tests.unit.training import after_step, assert_same, outcome, train_tiny
 from xclip_lab import cached, step
 from xclip_lab.cached import _live_bytes, cached_loss, fitting_chunk
 from xclip_lab.errors import TrainingError
+from xclip_lab.live_bytes import LiveBytes
 
 BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
 CHECKPOINTS = {"towers.gradient_checkpointing": True}
