@@ -10,18 +10,18 @@ that fit; of the largest size it scores a sample. Errors are in logits: of the s
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.measure import Options
 from xclip_lab.aosm import formula, kernels
 from xclip_lab.aosm.kernels import FORWARD, Tile, matrix_aosm
 from xclip_lab.aosm.matrices import Matrices
+from xclip_lab.errors import UserError
 
 WORDS, FRAMES, WIDTH, TAU, SCALE = 32, 12, 512, 0.01, 100
 SIZES = {"1,000 x 1,000": (1000, 1000, 1.5), "MSR-VTT full, 59,800 x 2,990": (59_800, 2_990, 270)}
@@ -34,19 +34,18 @@ TILES = [
 ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> None:
+    parser = Options(__doc__)
     parser.add_argument("--tiles", action="store_true", help="time 1,000 x 1,000 with other tiles")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no GPU here: not run", file=sys.stderr)
-        return 2
-    if reason := kernels.available("cuda"):
-        print(f"{reason}: not run", file=sys.stderr)
-        return 2
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, medians")
+    reason = kernels.available("cuda" if torch.cuda.is_available() else "cpu", torch.float16, WORDS, FRAMES)
+    if reason or not torch.cuda.is_available():
+        raise UserError(f"aosm_gpu: not run, {reason or 'there is no GPU here'}")
+    rate = product_rate()
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+        f"{rate / 1e12:.0f} TFLOP/s in float16; medians"
+    )
     for general in (False, True):
         matrices = near_identity(general)
         print("learned matrices" if general else "identity matrices")
@@ -54,9 +53,14 @@ def main() -> int:
             tiles(matrices)
             continue
         for name, (texts, videos, goal) in SIZES.items():
-            scoring(name, features(texts, WORDS), features(videos, FRAMES), matrices, goal)
+            scoring(name, features(texts, WORDS), features(videos, FRAMES), matrices, goal, rate)
         training(matrices)
-    return 0
+
+
+def product_rate() -> float:
+    """FLOP/s of a large product of float16: what the floor is reckoned with."""
+    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(2))
+    return 2 * 8192**3 / (measured(lambda: left @ right)[0] / 1e3)
 
 
 def features(count: int, length: int) -> Tensor:
@@ -75,7 +79,7 @@ def in_blocks(words: Tensor, frames: Tensor, matrices: Matrices, block: int = 50
 
 
 @torch.no_grad()
-def scoring(name: str, words: Tensor, frames: Tensor, matrices: Matrices, goal: float) -> None:
+def scoring(name: str, words: Tensor, frames: Tensor, matrices: Matrices, goal: float, rate: float) -> None:
     ours, memory, scores = measured(lambda: matrix_aosm(words, frames, matrices, TAU))
     few_words, few_frames = words[:1000].float(), frames[:1000].float()
     eager, eager_memory, expected = measured(lambda: in_blocks(few_words, few_frames, matrices), rounds=3)
@@ -84,9 +88,11 @@ def scoring(name: str, words: Tensor, frames: Tensor, matrices: Matrices, goal: 
     in_double = Matrices(*(matrix.double() for matrix in matrices))
     exact = in_blocks(few_words[:SAMPLE].double(), few_frames[:SAMPLE].double(), in_double)
     exact_error = SCALE * (scores[:SAMPLE, :SAMPLE] - exact).abs().max().item()
+    floor = 2e3 * words.shape[0] * frames.shape[0] * WORDS * FRAMES * WIDTH / rate
     scaled = "" if share == 1 else f" (1,000 x 1,000 times {share:.0f})"
     print(
-        f"  {name}: {ours:.3g} ms (goal {goal} ms), {memory:.0f} MB above features and result; formula "
+        f"  {name}: {ours:.3g} ms (goal {goal} ms, product alone {floor:.3g} ms), {memory:.0f} MB above "
+        f"features and result; formula "
         f"{eager * share:.4g} ms{scaled}, {eager_memory:.0f} MB; {error:.1e} logits from it, "
         f"{exact_error:.1e} from it in float64 ({SAMPLE} x {SAMPLE})"
     )
@@ -147,4 +153,4 @@ def measured(function: Callable, rounds: int = 10):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,9 +29,7 @@ OFFICIAL_BLOCK = 32
 
 
 def main() -> None:
-    parser = Options(__doc__, size=1000, repeats=3)
-    parser.add_argument("--large", type=int, default=4000, help="a second size, 0 for none; default 4000")
-    arguments = parser.parse_args()
+    arguments = Options(__doc__, size=1000, large=4000, repeats=3).parse_args()
     size = arguments.size
     machine = Machine.measured()
     model = xclip_model()
@@ -66,8 +64,7 @@ def main() -> None:
             12.0,
         ),
     ]
-    if arguments.large:
-        rows.append(large(model, arguments.large, size, seconds["given"]))
+    rows.append(large(model, arguments.large, size, seconds["given"]))
     report("scores", "X-CLIP's scores of a gallery", machine, rows)
     compare(official_way(model, text, frames, mask), ours())
 

@@ -20,22 +20,25 @@ from xclip_lab.backbone import sentence_places
 from xclip_lab.batching import Batch
 from xclip_lab.live_bytes import LiveBytes
 from xclip_lab.memory import free_memory, is_out_of_memory
-from xclip_lab.model import Gather, RetrievalModel, _as_they_are
+from xclip_lab.model import Gather, RetrievalModel, as_they_are
 
 _SHARE = 0.8  # of the free memory; the features, the head and what nobody counts need the rest
-_KEPT = (
-    16  # bytes for each trained parameter: Adam's moments, gradients of earlier chunks and of earlier parts
-)
+# Bytes for each trained parameter: of Adam, of the gradients of earlier chunks and of those of earlier parts.
+_KEPT = 16
 
 
 def cached_loss(
-    model: RetrievalModel, batch: Batch, chunk: int, gather: Gather = _as_they_are
+    model: RetrievalModel, batch: Batch, chunk: int, gather: Gather = as_they_are
 ) -> dict[str, Tensor]:
     """As `model.loss`, with `chunk` pairs at a time in the towers, which its backward passes once more.
 
     Args:
         batch: of pixels and token ids. gather: as of `model.loss`.
+
+    Raises:
+        ValueError: as of `model.loss`, before the towers begin.
     """
+    model.check_pairs(batch)
     ids, mask = batch.token_ids, batch.text_mask
     words = _in_chunks(_words(model), chunk, ids, mask)
     frames = _in_chunks(model.frame_features, chunk, batch.video, batch.video_mask)
@@ -60,18 +63,20 @@ def fitting_chunk(
     if free is None or most == 1:
         return most
     room = free * _SHARE - _KEPT * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # One pair only where two are all: with a single row some operations need no copy.
+    few = min(2, most - 1)
     try:
-        # Not of one pair and two: where there is but one row some operations need no copy.
-        two, three = (_live_bytes(model, pair, count, autocast) for count in (2, 3))
+        fewer, more = (_live_bytes(model, pair, count, autocast) for count in (few, few + 1))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return 1
+    if len(fewer) != len(more):  # other operations for other numbers: only the largest can be compared
+        fewer, more = [max(fewer)], [max(more)]
     # Each tensor grows evenly with the pairs, and so does what is alive at any moment.
     fits = min(
-        2 + (room - at_two) / (at_three - at_two)
-        for at_two, at_three in zip(two, three, strict=True)
-        if at_three > at_two
+        (few + (room - less) / (much - less) for less, much in zip(fewer, more, strict=True) if much > less),
+        default=most,
     )
     chunks = -(-most // max(1, int(min(fits, most))))
     return -(-most // chunks)

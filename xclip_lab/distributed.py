@@ -52,7 +52,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xclip_lab.errors import TrainingError
-from xclip_lab.model import Complete
+from xclip_lab.model import Complete, as_it_is
 from xclip_lab.tokens import TokenSet
 
 _TO_APPEAR = timedelta(minutes=10)
@@ -80,6 +80,15 @@ class Ranks:
         self._cpu: dist.ProcessGroup | None = None
         if world > 1:
             self._cpu = dist.new_group(backend="gloo", timeout=_TO_MEET)  # type: ignore[assignment]
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Within the block `patient` is set."""
+        before, self.patient = self.patient, True
+        try:
+            yield
+        finally:
+            self.patient = before
 
     @property
     def first(self) -> bool:
@@ -185,14 +194,14 @@ def gather_pairs(
         pairs_alone: as `Head.pairs_alone`.
     """
     if ranks.world == 1:
-        return text, video, lambda logits: logits
+        return text, video, as_it_is
     sizes = [size for [size] in ranks.exchange([len(text)])]
 
     def join(own: Tensor) -> Tensor:
         return _joined_rows(ranks, own, sizes, 1 if official else ranks.world)
 
     if official or not pairs_alone or 0 in sizes:
-        return text.map(join), video.map(join), lambda logits: logits
+        return text.map(join), video.map(join), as_it_is
     return text, video.map(lambda own: _SharedRows.apply(own, ranks, sizes)), join
 
 
@@ -219,7 +228,7 @@ class _SharedRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        gradient = grads[0].contiguous()
+        gradient = grads[0].clone(memory_format=torch.contiguous_format)  # it may be another node's too
         ctx.ranks.wait()
         with connected():
             dist.all_reduce(gradient)
@@ -339,9 +348,8 @@ def _note_sigterm(ranks: Ranks) -> Callable[[], Any]:
         return lambda: None
 
     def note(number: int, frame: object) -> None:
-        ranks.terminated = True
-        if not ranks.patient:
-            ranks.patient = True  # only once
+        again, ranks.terminated = ranks.terminated, True
+        if not (ranks.patient or again):
             raise PeerLost("stopped by SIGTERM: another process of the run has ended, or all are stopped")
 
     previous = signal.signal(signal.SIGTERM, note)

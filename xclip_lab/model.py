@@ -26,12 +26,14 @@ Complete = Callable[[Tensor], Tensor]
 Gather = Callable[[TokenSet, TokenSet], tuple[TokenSet, TokenSet, Complete]]
 
 
-def _as_they_are(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet, Complete]:
-    return text, video, _complete
-
-
-def _complete(logits: Tensor) -> Tensor:
+def as_it_is(logits: Tensor) -> Tensor:
+    """Of all texts already."""
     return logits
+
+
+def as_they_are(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet, Complete]:
+    """Of one process alone."""
+    return text, video, as_it_is
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class RetrievalModel(nn.Module):
         logits = self._head_output(text, video).logits
         return logits * self.logit_scale.exp() if self.head.scaled_similarity else logits
 
-    def loss(self, batch: Batch, gather: Gather = _as_they_are) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, gather: Gather = as_they_are) -> dict[str, Tensor]:
         """`loss` and its named parts: symmetric cross entropy over the batch, and the head's own losses.
 
         Args:
@@ -151,16 +153,21 @@ class RetrievalModel(nn.Module):
                 that the loss is that of the whole batch.
 
         Raises:
-            ValueError: another number of captions than of videos, or shapes that do not fit.
+            ValueError: as of `check_pairs`, or shapes that do not fit.
         """
+        self.check_pairs(batch)
+        text = self.encode_text(batch.token_ids, batch.text_mask)
+        return self.pair_loss(*gather(text, self.encode_video(batch.video, batch.video_mask)))
+
+    def check_pairs(self, batch: Batch) -> None:
+        """Raises ValueError: another number of captions than of videos, or a video without a valid frame."""
         if len(batch.token_ids) != len(batch.video):
             raise ValueError(
                 f"a loss needs pairs: {len(batch.token_ids)} captions with {len(batch.video)} videos"
             )
-        text = self.encode_text(batch.token_ids, batch.text_mask)
-        return self.pair_loss(*gather(text, self.encode_video(batch.video, batch.video_mask)))
+        self._check_mask(batch.video, batch.video_mask)
 
-    def pair_loss(self, text: TokenSet, video: TokenSet, complete: Complete = _complete) -> dict[str, Tensor]:
+    def pair_loss(self, text: TokenSet, video: TokenSet, complete: Complete = as_it_is) -> dict[str, Tensor]:
         """`loss` of features: text i belongs to video i.
 
         Args:
@@ -168,6 +175,8 @@ class RetrievalModel(nn.Module):
         """
         output = self._head_output(text, video)
         scale = self.logit_scale.exp() if self.head.scaled_loss else 1.0
+        if output.aux and complete is not as_it_is:
+            raise ValueError(f"head {self.config.head.name} has losses of its own: pairs_alone must be False")
         contrasted = output.contrasted or {"contrastive_loss": (1.0, output.logits)}
         parts = {
             name: weight * symmetric_cross_entropy(complete(logits) * scale)

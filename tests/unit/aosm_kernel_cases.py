@@ -236,6 +236,17 @@ def test_the_head_rounds_where_it_may(tiny, monkeypatch, backend):
     assert head.backend_on(words.device) == backend
 
 
+def test_kernels_are_held_against_the_formula(monkeypatch):
+    """What a GPU does before it trusts its compiler."""
+    given = (torch.device(DEVICE), torch.float32, 4, 3, 16)
+    kernels.compare(*given)
+    kernels.compare.cache_clear()
+    right = kernels.formula.matrix_aosm
+    monkeypatch.setattr(kernels.formula, "matrix_aosm", lambda *of: 1.01 * right(*of))
+    with pytest.raises(kernels.KernelError, match=r"^the Triton kernels give other numbers than the formula"):
+        kernels.compare(*given)
+
+
 def test_nothing_to_score(tiny):
     words, frames, matrices = tiny
     assert matrix_aosm(words[:0], frames, matrices, 0.01).shape == (0, 6)

@@ -108,6 +108,21 @@ def test_odd_sizes(sizes):
     assert_same(case.matrix(blocked.matrix_aosm, 0.05), case.matrix(formula, 0.05), 1e-12)
 
 
+def test_features_of_any_layout():
+    case = Case((5, 70, 6, 3, 8), 0.1)
+    expected = case.matrix(formula, 0.05)
+    words, frames = (value.transpose(0, 1).contiguous() for value in (case.words, case.frames))
+    leaves = [
+        words.requires_grad_(),
+        frames.requires_grad_(),
+        *(m.clone().requires_grad_() for m in case.matrices),
+    ]
+    scores = blocked.matrix_aosm(words.transpose(0, 1), frames.transpose(0, 1), Matrices(*leaves[2:]), 0.05)
+    found = torch.autograd.grad((scores * case.weight).sum(), leaves)
+    right = [expected[1].transpose(0, 1), expected[2].transpose(0, 1), *expected[3:]]
+    assert_same([scores, *found], [expected[0], *right], 1e-12)
+
+
 def test_float32_errs_no_more_than_twice_what_the_formula_does():
     exact, single = Case((20, 140, 32, 12, 64), 0.05), Case((20, 140, 32, 12, 64), 0.05, dtype=torch.float32)
     single.words, single.frames = exact.words.float(), exact.frames.float()
@@ -141,6 +156,10 @@ def test_what_is_no_aosm_is_refused_in_one_line():
         blocked.matrix_aosm(words, frames, matrices._replace(word=matrices.frame), 0.1)
     with pytest.raises(ConfigError, match="takes matrices and masks"):
         blocked.vector_aosm(words, case.pooled, matrices.word, 0.1, torch.ones(2, 5))
+    with pytest.raises(ConfigError, match=r"sizes: \[\(5, 5\)\], got \[\(3, 3\)\]$"):
+        blocked.vector_aosm(words, case.pooled, matrices.frame, 0.1)
+    with pytest.raises(ConfigError, match=r"AOSM of words .* takes matrices and masks"):
+        blocked.matrix_pool(words, frames[..., :2], "max-mean")
 
 
 @pytest.mark.parametrize(("texts", "videos"), [(0, 4), (3, 0)])

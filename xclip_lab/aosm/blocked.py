@@ -80,7 +80,7 @@ def vector_aosm(
     Returns:
         `[A, B]`, as `matrix_aosm`.
     """
-    check(tokens, pooled[:, None], Matrices.of_vectors(mixing), temperature, mask, None)
+    check(tokens, pooled[:, None], [mixing], temperature, mask, None)
     kind = _Kind(vector_score, vector_gradient)
     return _tiled(kind, tokens, pooled[:, None], [mixing], temperature, mask, None) * temperature
 
@@ -95,6 +95,7 @@ def matrix_pool(
     """The plain fusions of the word x frame matrix (X-CLIP table 7), such as `mean-max`: first on the matrix,
     then to one number, in both directions. Other arguments and result as of `matrix_aosm`.
     """
+    check(words, frames, [], 1.0, word_mask, frame_mask)
     first, second = fusion.split("-")
     kind = _by_autograd(partial(_pool_matrix, first, second))
     return _tiled(kind, words, frames, [], 1.0, word_mask, frame_mask) / 2
@@ -102,6 +103,7 @@ def matrix_pool(
 
 def vector_pool(tokens: Tensor, pooled: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
     """`mean` or `max` over the tokens of each pair; other arguments and result as of `vector_aosm`."""
+    check(tokens, pooled[:, None], [], 1.0, mask, None)
     kind = _by_autograd(partial(_pool_words, how))
     return _tiled(kind, tokens, pooled[:, None], [], 1.0, mask, None)
 
@@ -144,7 +146,8 @@ def _tiled(
     column_mask: Tensor | None,
 ) -> Tensor:
     precision = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
-    rows, columns = rows.to(precision), columns.to(precision)
+    # Contiguous, or gradients could not be added up in place.
+    rows, columns = rows.to(precision).contiguous(), columns.to(precision).contiguous()
     if not len(rows) or not len(columns):
         return torch.einsum("twd,vfd->tv", rows, columns)  # empty, with its gradient
     matrices = [matrix.to(precision) for matrix in matrices]

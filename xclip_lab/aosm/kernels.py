@@ -12,21 +12,26 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
 
+from xclip_lab.aosm import formula
 from xclip_lab.aosm.matrices import Matrices, check
 from xclip_lab.errors import ConfigError
+from xclip_lab.memory import is_out_of_memory
 
 _CHUNK = 2**24  # numbers at a time that the backward writes: 64 MiB
 _MOST = 2**14  # numbers of a pair's padded matrix that still fit a program
+_CLOSE = 5e-3  # of the norm: float16 gradients err by a tenth of it
 
 
 class KernelError(ConfigError):
-    """The kernels do not compile or do not start here, whatever they are given."""
+    """The kernels do not compile, do not start or give wrong numbers here, whatever they are given."""
 
 
 class Tile(NamedTuple):
@@ -104,7 +109,8 @@ def matrix_aosm(
 
     Raises:
         ConfigError: a device, precision, shape or temperature that the kernels do not take.
-        KernelError: kernels that fail; those of the backward are tried too, where a gradient is wanted.
+        KernelError: kernels that fail, or give other numbers than the formula; those of the backward are
+            tried too, where a gradient is wanted.
     """
     check(words, frames, matrices, temperature, word_mask, frame_mask)
     length, count = words.shape[1], frames.shape[1]
@@ -115,6 +121,8 @@ def matrix_aosm(
         raise ConfigError(f"the Triton kernels take one precision, not {words.dtype} and {frames.dtype}")
     if not len(words) or not len(frames):
         return torch.einsum("twd,vfd->tv", words.float(), frames.float())  # empty, with its gradient
+    if words.is_cuda:
+        compare(words.device, words.dtype, length, count, words.shape[2])
     wanted = torch.is_grad_enabled()
     return _Aosm.apply(words, frames, *matrices, temperature, word_mask, frame_mask, wanted)
 
@@ -126,7 +134,39 @@ def vector_aosm(
 
     It is AOSM of videos with one frame: there is nothing to weigh over it, and the two halves are equal.
     """
+    check(tokens, pooled[:, None], [mixing], temperature, mask, None)
     return matrix_aosm(tokens, pooled[:, None], Matrices.of_vectors(mixing), temperature, mask)
+
+
+@cache
+def compare(device: torch.device, dtype: torch.dtype, length: int, count: int, width: int) -> None:
+    """Hold the kernels, as this GPU's compiler made them, against the formula: scores and gradients of a few
+    random pairs. Once for each shape of a pair.
+
+    Raises:
+        KernelError: other numbers.
+    """
+    draw = torch.Generator().manual_seed(0)
+    words, frames = (torch.randn(n, of, width, generator=draw) for n, of in ((5, length), (7, count)))
+    sizes = (length, count, length, count)
+    mixings = [torch.eye(n) + 0.1 * torch.randn(n, n, generator=draw) / n**0.5 for n in sizes]
+    features = [normalize(of, dim=-1).to(device, dtype) for of in (words, frames)]
+    masks = [torch.ones(of.shape[:2], dtype=torch.int64, device=device) for of in features]
+    for mask in masks:
+        mask[0, 1:] = 0
+    with torch.enable_grad():
+        ours = [of.detach().requires_grad_() for of in (*features, *(m.to(device) for m in mixings))]
+        right = [of.detach().double().requires_grad_() for of in ours]
+        scores = _Aosm.apply(*ours, 0.05, *masks, True)
+        expected = formula.matrix_aosm(right[0], right[1], Matrices(*right[2:]), 0.05, *masks)
+        found = [scores, *torch.autograd.grad(scores.sum(), ours)]
+        exact = [expected, *torch.autograd.grad(expected.sum(), right)]
+    errors = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
+    if not max(errors) < _CLOSE:
+        raise KernelError(
+            f"the Triton kernels give other numbers than the formula on {device} (relative error "
+            f"{max(errors):.1g}); use another backend"
+        )
 
 
 class _Aosm(torch.autograd.Function):
@@ -301,6 +341,8 @@ class _Plan(NamedTuple):
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 getattr(programs, name)[(count,)](words, frames, *arguments, **constants, **options)
         except Exception as error:  # no C compiler, a driver that is too old, more than a program may have
+            if is_out_of_memory(error):
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise KernelError(
                 f"the Triton kernels fail on {device}: {reason}; use another backend"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,12 +32,13 @@ class Matrices(NamedTuple):
 def check(
     words: Tensor,
     frames: Tensor,
-    matrices: Matrices,
+    matrices: Sequence[Tensor],
     temperature: float,
     word_mask: Tensor | None,
     frame_mask: Tensor | None,
 ) -> None:
-    """Refuse what is no AOSM; the arguments are those of `blocked.matrix_aosm`.
+    """Refuse what is no AOSM; the arguments are those of `blocked.matrix_aosm`, but that the matrices may be
+    the first of the four only.
 
     Raises:
         ConfigError: a temperature that is not above 0, or sizes or devices that do not fit together.
@@ -49,7 +51,8 @@ def check(
             f"{list(words.shape)} and {list(frames.shape)}"
         )
     (texts, length, width), (videos, count, _) = words.shape, frames.shape
-    expected = [(videos, count, width), (length, length), (count, count), (length, length), (count, count)]
+    sizes = [(length, length), (count, count)] * 2
+    expected = [(videos, count, width), *sizes[: len(matrices)]]
     given = [frames, *matrices]
     for mask, shape in ((word_mask, (texts, length)), (frame_mask, (videos, count))):
         if mask is not None:

@@ -160,7 +160,7 @@ class XClipHead(Head):
         is busy with many pairs only."""
         if self.backend_on(device) == "formula":
             return 64, 64
-        return (512, 4096) if device.type == "cuda" else (64, 1024)
+        return (512, 4096) if device.type == "cuda" else (64, 512)
 
     def _watched(self) -> bool:
         """Whether somebody looks at what only the formula forms."""
