@@ -193,7 +193,8 @@ def _figure(title: str, machine: Machine, rows: list[Row]) -> plt.Figure:
     axis.set_yticks(places, [row.path for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel("times as fast as the naive way (black: the aim)")
-    axis.set_title(f"{title}\n{machine.cores} cores, torch {machine.torch}", fontsize=10)
+    about = f"{machine.processor}, {machine.cores} cores, torch {machine.torch}"
+    axis.set_title(f"{title}\n{about}", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -44,7 +44,13 @@ def _check(results: Mapping[str, Seeds]) -> dict[str, list[Result]]:
 
 
 def _ranks(result: Result) -> np.ndarray:
-    """`[T]`, one a caption and ties against it, whatever the result's own way with ties."""
+    """`[T]`, one a caption and ties against it, whatever the result's own way with ties.
+
+    Raises:
+        ResultError: a result without scores that has another way with ties.
+    """
+    if result.stamp["ties"] == "pessimistic":
+        return result.ranks["t2v"]
     return ranks(result.similarity, result.text_to_video)["t2v"]
 
 
@@ -212,8 +218,11 @@ def disagreements(a: Result, b: Result) -> pd.DataFrame:
 
 def _first_other(result: Result, row: int) -> int:
     """The best column of a caption beside its own video's (ties stand before that)."""
+    own = result.text_to_video[row]
+    if result.top is not None:
+        return int(result.top[row][result.top[row] != own][0])
     others = result.similarity[row].copy()
-    others[result.text_to_video[row]] = -np.inf
+    others[own] = -np.inf
     return int(others.argmax())
 
 

@@ -1,13 +1,14 @@
 """The first stage of an evaluation: every video passes the model once, a caption when it is asked for.
 
-Several processes share the work by whole batches, so that each meets the batches that one process would.
+Several processes share the work by whole batches, and a batch of captions begins at a multiple of its size
+whatever rows are asked for: each process meets the batches that one alone would.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.distributed import Ranks
 from xclip_lab.errors import DatasetError
 from xclip_lab.features import StoredClips, open_clips
+from xclip_lab.memory import free_memory
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint
 from xclip_lab.result import count_and_first
@@ -109,7 +111,7 @@ def encode(
     rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
     kept = _only(dataset, rows)
     text: TextBlocks = (
-        StoredTexts(model, clips, rows)
+        StoredTexts(model, clips, rows, batch_size)
         if isinstance(clips, StoredClips)
         else Texts(model, [sample.caption for sample in kept.samples], batch_size)
     )
@@ -138,29 +140,68 @@ class Texts:
         return len(self.captions)
 
     def __getitem__(self, rows: slice) -> TokenSet:
-        return encode_texts(self.model, self.captions[rows], self.batch_size)
+        def encode_batch(own: slice) -> TokenSet:
+            return encode_texts(self.model, self.captions[own], self.batch_size)
+
+        return _in_batches(encode_batch, rows, len(self), self.batch_size)
 
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """Captions whose word features are stored: a block of them is read and encoded when it is asked for.
+    """Captions whose word features are stored: they are read and encoded when they are asked for.
 
     Attributes:
-        rows: `[T]`, the captions' places in the store.
+        rows: `[T]`, the captions' places in the store. batch_size: so many of them at a time.
     """
 
     model: RetrievalModel
     clips: StoredClips
     rows: np.ndarray
+    batch_size: int
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> TokenSet:
-        words, mask = self.clips.texts(self.rows[rows])
-        device = self.model.logit_scale.device
-        return self.model.encode_text(words.to(device), mask.to(device))
+        def encode_batch(own: slice) -> TokenSet:
+            words, mask = self.clips.texts(self.rows[own])
+            device = self.model.logit_scale.device
+            return self.model.encode_text(words.to(device), mask.to(device))
+
+        return _in_batches(encode_batch, rows, len(self), self.batch_size)
+
+
+def _in_batches(encode_batch: Callable[[slice], TokenSet], rows: slice, count: int, size: int) -> TokenSet:
+    """Rows of `count` captions, of which whole batches that begin at multiples of `size` are encoded."""
+    start, stop, _ = rows.indices(count)
+    first = start // size * size
+    parts = [encode_batch(slice(at, min(at + size, count))) for at in range(first, stop, size)]
+    return TokenSet.cat(parts)[start - first : stop - first]
+
+
+@dataclass(frozen=True)
+class KeptTexts:
+    """Captions that are asked for again in the same blocks: encoded once, where a quarter of the free memory
+    takes them all."""
+
+    of: TextBlocks
+    _blocks: dict[tuple[int, int], TokenSet] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, rows: slice) -> TokenSet:
+        place = rows.start, rows.stop
+        if place in self._blocks:
+            return self._blocks[place]
+        block = self.of[rows].to("cpu")
+        tensors = (block.pooled, block.tokens, block.mask, *block.extra.values())
+        needed = sum(value.nbytes for value in tensors) / len(block) * len(self)
+        free = free_memory(torch.device("cpu"))
+        if free is None or 4 * needed <= free:
+            self._blocks[place] = block
+        return block
 
 
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:

@@ -13,7 +13,7 @@ from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.distributed import Ranks
-from xclip_lab.encoding import Encoded, TextBlocks, encode
+from xclip_lab.encoding import Encoded, KeptTexts, TextBlocks, encode
 from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.guards import check_evaluation, known_videos
 from xclip_lab.memory import similarity_matrix
@@ -30,6 +30,7 @@ from xclip_lab.tokens import TokenSet
 
 FRAME_SETTINGS = ("sampler", "feature_framerate", "slice_framepos", "frame_order")
 _COPIES = 12  # of float32 scores, which a re-ranking makes in float64
+_ROWS = 1024  # handed to the other processes at a time
 _TOP = 10  # videos of each caption that a result names which keeps no scores
 
 
@@ -92,13 +93,16 @@ def evaluate(
         device = model.logit_scale.device
         model.head.backend_on(device)  # refused before anything is decoded
         encoded = encode(model, dataset, config, store, progress, ranks)
+        if bank is not None:
+            encoded = replace(encoded, text=KeptTexts(encoded.text))  # its videos look for them too
         kept = encoded.dataset
         texts, videos = len(kept), len(kept.videos)
-        matrix = None
+        matrix, keep = None, _TOP if settings.similarity == "none" else 0
+        found = BlockedRanks(kept.text_to_video, videos, settings.ties, keep)
         if settings.similarity != "none":
             copies = 0 if settings.rerank == "none" else _COPIES
-            matrix = similarity_matrix(texts, videos, settings.similarity, copies)
-        found = BlockedRanks(kept.text_to_video, videos, settings.ties, keep=_TOP if matrix is None else 0)
+            instead = ", or set evaluation.similarity=none"
+            matrix = similarity_matrix(texts, videos, settings.similarity, copies, instead)
         _score_shares(model, encoded.text, encoded.video, config, progress, ranks, matrix, found)
         # Asked now: kernels that fail have given way to tiles, in one process or in all.
         used = sorted(set(ranks.collect(model.head.backend_on(device))))
@@ -175,7 +179,8 @@ def _score_shares(
     if found is not None:
         for of_rows in (found.above, found.equal, found.top):
             ranks.complete(torch.from_numpy(of_rows), shares)
-        ranks.largest(torch.from_numpy(found.best))
+        for some in torch.from_numpy(found.best).split(_ROWS):
+            ranks.largest(some)
 
 
 def _by_dual_softmax(raw: Result, model: RetrievalModel, config: RunConfig) -> Result:

@@ -84,13 +84,13 @@ def _own_memory() -> int | None:
     return available and available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def similarity_matrix(texts: int, videos: int, place: str, copies: int = 0) -> np.ndarray:
+def similarity_matrix(texts: int, videos: int, place: str, copies: int = 0, instead: str = "") -> np.ndarray:
     """Room for all scores, float32 `[T, V]`: in memory, or in a temporary file that goes when the array does.
 
     Args:
         place: `memory`, `disk`, or `auto`, the disk for what would need more than a quarter of what is free.
             Processes of one machine have equal parts of it. copies: how many times as much will be needed
-            in memory beside it; then `auto` is `memory`.
+            in memory beside it; then `auto` is `memory`. instead: what else to do about a full disk.
 
     Raises:
         ConfigError: a memory that is too small. DatasetError: a disk that does not take it.
@@ -118,7 +118,7 @@ def similarity_matrix(texts: int, videos: int, place: str, copies: int = 0) -> n
     except OSError as error:
         raise DatasetError(
             f"{tempfile.gettempdir()}: {error.strerror or error}, and {told} are to lie there; "
-            f"{disk_remedy(error)} (TMPDIR), or set evaluation.similarity=none"
+            f"{disk_remedy(error)} (TMPDIR){instead}"
         ) from error
 
 

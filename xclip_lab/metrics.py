@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from xclip_lab.errors import UserError
+from xclip_lab.memory import similarity_matrix
 from xclip_lab.registry import did_you_mean
 
 Ties = Literal["pessimistic", "optimistic", "mean", "official"]
@@ -118,7 +119,8 @@ def rank_entries(similarity: Any, text_to_video: Any, ties: Ties = "pessimistic"
 class BlockedRanks:
     """Ranks, and the best columns of each row, of a matrix that comes in blocks of rows and is never whole.
 
-    Needs memory for `[C, C]` of the C videos with captions, not for `[T, V]`.
+    Keeps `[C, C]` of the C videos with captions, not `[T, V]`: in memory, or in a temporary file where that
+    would need more than a quarter of what is free. With one caption a video it is as large as all scores.
 
     Args:
         text_to_video: `[T]`. videos: V. ties: as in `retrieval_metrics`. keep: how many columns of each row.
@@ -130,6 +132,7 @@ class BlockedRanks:
 
     Raises:
         MetricError: an index out of range or not of whole numbers, or an unknown policy.
+        DatasetError: a disk that does not take `best`.
 
     >>> found = BlockedRanks([0, 1, 1, 2], videos=3, keep=1)
     >>> found.add([[0.9, 0.1, 0.3], [0.2, 0.4, 0.8]], start=0)
@@ -150,7 +153,9 @@ class BlockedRanks:
         self.above = np.full(len(self.index), -1)  # until a row comes
         self.equal = np.zeros_like(self.above)
         self.top = np.empty((len(self.index), min(keep, videos)), dtype=np.int64)
-        self.best = np.full((len(self._captioned),) * 2, -np.inf, dtype=np.float32)
+        count = len(self._captioned)
+        self.best = similarity_matrix(count, count, "auto")
+        self.best.fill(-np.inf)
 
     def add(self, scores: Any, start: int) -> None:
         """Some rows, `[n, V]`, the first of which is row `start`.
@@ -172,7 +177,7 @@ class BlockedRanks:
         self.above[rows] = np.count_nonzero(above, axis=1)
         self.equal[rows] = np.maximum(np.count_nonzero(equal, axis=1) - 1, 0)
         if self.top.shape[1]:
-            self.top[rows] = np.argsort(-block, axis=1, kind="stable")[:, : self.top.shape[1]]
+            self.top[rows] = _best_columns(block, self.top.shape[1])
         self.best = self.best.astype(np.result_type(self.best, block), copy=False)
         by_video = np.argsort(self._place[rows], kind="stable")
         videos, first = np.unique(self._place[rows][by_video], return_index=True)
@@ -189,9 +194,13 @@ class BlockedRanks:
         missing = np.count_nonzero(self.above < 0)
         if missing:
             raise MetricError(f"{missing} of {len(self.index)} rows were not added")
-        own = np.diagonal(self.best)
-        above = np.count_nonzero(self.best > own, axis=0)
-        equal = np.count_nonzero(self.best == own, axis=0) - 1
+        own = np.diagonal(self.best).copy()
+        above, equal = np.zeros(len(own), dtype=np.int64), np.full(len(own), -1)
+        step = max(1, _BLOCK // max(1, len(own)))
+        for start in range(0, len(own), step):
+            some = self.best[start : start + step]
+            above += np.count_nonzero(some > own, axis=0)
+            equal += np.count_nonzero(some == own, axis=0)
         return {
             "t2v": _settle(self.above, self.equal, np.arange(len(self.index)), self.ties),
             "v2t": _settle(above, equal, self._captioned, self.ties),
@@ -200,6 +209,18 @@ class BlockedRanks:
     def ranks(self) -> dict[str, np.ndarray]:
         """As `ranks` gives them; raises as `entries`."""
         return {name: entries.ranks for name, entries in self.entries().items()}
+
+
+def _best_columns(block: np.ndarray, keep: int) -> np.ndarray:
+    """`[n, keep]`, the highest of each row first, equals by their column; without a sort of whole rows."""
+    last = block.shape[1] - keep
+    least = np.partition(block, last, axis=1)[:, last, None]
+    above, equal = block > least, block == least
+    wanted = keep - np.count_nonzero(above, axis=1, keepdims=True)
+    chosen = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= wanted))
+    columns = np.nonzero(chosen)[1].reshape(-1, keep)
+    order = np.argsort(-np.take_along_axis(block, columns, 1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, 1)
 
 
 def lower_median(text_to_video: Any, ties: Ties) -> bool:

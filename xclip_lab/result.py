@@ -21,7 +21,6 @@ SIDES = {"t2v": "text-to-video", "v2t": "video-to-text"}
 RERANKED = "reranked"
 _JSON = ("gallery", "stamp", "intervals", "metrics")
 _SIMILARITY, _SIMILARITY_V2T, _TOP = "similarity.npy", "similarity_v2t.npy", "top.npy"
-_RANKS = {side: f"ranks_{side}.npy" for side in SIDES}
 
 
 class ResultError(UserError):
@@ -39,7 +38,7 @@ class Result:
         captions: the T texts. videos: the V video ids. rows: `[T]`, the dataset's sample that each row is
             (every sample in its order, less those of missing videos).
         clusters: `[V]`, videos with the same number are drawn together (`video_clusters`).
-        ranks: `{"t2v": [T], "v2t": [V]}`, from 1; under `official` ties add entries.
+        entries: `{"t2v": ..., "v2t": ...}`, the ranks and whose each is (`metrics.Entries`).
         metrics: `{"t2v": {"R@1": ...}, "v2t": {...}}`, recalls in percent.
         intervals: the same keys, 95% (low, high), bootstrapped over clusters; empty where there are none.
         stamp: checkpoint, dataset, protocol, what selected the checkpoint, ties, sampler, versions and so on;
@@ -56,13 +55,18 @@ class Result:
     videos: list[str]
     rows: np.ndarray
     clusters: np.ndarray
-    ranks: dict[str, np.ndarray]
+    entries: dict[str, Entries]
     metrics: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, tuple[float, float]]]
     stamp: dict[str, Any]
     similarity_v2t: np.ndarray | None = None
     top: np.ndarray | None = None
     reranked: Result | None = None
+
+    @property
+    def ranks(self) -> dict[str, np.ndarray]:
+        """`{"t2v": [T], "v2t": [V]}`, from 1; under `official` ties add some."""
+        return {side: found.ranks for side, found in self.entries.items()}
 
     @property
     def similarity(self) -> np.ndarray:
@@ -109,7 +113,7 @@ class Result:
             scores=scores,
             text_to_video=text_to_video,
             clusters=clusters,
-            ranks={side: found.ranks for side, found in entries.items()},
+            entries=dict(entries),
             metrics={side: metrics_of(found.ranks, lower[side]) for side, found in entries.items()},
             intervals=intervals if stamp["intervals"] else {},
             stamp=stamp,
@@ -133,16 +137,16 @@ class Result:
                 f"got shape {list(chosen.shape)}"
             )
         ties = self.stamp["ties"]
-        entries = rank_entries(self.similarity, self.text_to_video, ties)["t2v"]
-        kept = chosen[entries.queries]
-        entries = Entries(entries.ranks[kept], entries.queries[kept])
+        found = self.entries["t2v"]
+        kept = chosen[found.queries]
+        entries = Entries(found.ranks[kept], found.queries[kept])
         lower = lower_median(self.text_to_video, ties)
         clusters = self.clusters[self.text_to_video]
         return metrics_of(entries.ranks, lower), _intervals(entries, clusters, self.stamp, lower)
 
     def save(self, folder: str | Path) -> Path:
         """Write `metrics.json`, `intervals.json`, `stamp.json`, `gallery.json` and `similarity.npy`, or where
-        no scores were kept `ranks_t2v.npy`, `ranks_v2t.npy` and `top.npy`.
+        no scores were kept `top.npy`, and of both directions `ranks_t2v.npy` and `queries_t2v.npy`.
 
         A re-ranked result goes, with the same names, into `reranked/`, and `similarity_v2t.npy` with it. What
         lay there from an earlier result goes. Each file appears whole or not at all; `metrics.json` comes
@@ -166,8 +170,9 @@ class Result:
             else:
                 self.reranked.save(folder / RERANKED)
             arrays = {_SIMILARITY: self.scores, _SIMILARITY_V2T: self.similarity_v2t, _TOP: self.top}
-            for side, name in _RANKS.items():
-                arrays[name] = self.ranks[side] if self.scores is None else None
+            for side, found in self.entries.items():
+                kept = found if self.scores is None else (None, None)
+                arrays |= zip(_entry_files(side), kept, strict=True)
             for name, array in arrays.items():
                 if array is None:
                     (folder / name).unlink(missing_ok=True)
@@ -199,10 +204,11 @@ class Result:
             )
             text_to_video = np.asarray(gallery["text_to_video"], dtype=np.int64)
             if similarity is None:
-                ranks = {side: np.load(folder / name) for side, name in _RANKS.items()}
+                entries = {
+                    side: Entries(*(np.load(folder / name) for name in _entry_files(side))) for side in SIDES
+                }
             else:
                 entries = _entries(similarity, similarity_v2t, text_to_video, stamp["ties"])
-                ranks = {side: found.ranks for side, found in entries.items()}
             return cls(
                 scores=similarity,
                 text_to_video=text_to_video,
@@ -210,7 +216,7 @@ class Result:
                 videos=gallery["videos"],
                 rows=np.asarray(gallery["rows"], dtype=np.int64),
                 clusters=np.asarray(gallery["clusters"], dtype=np.int64),
-                ranks=ranks,
+                entries=entries,
                 metrics=metrics,
                 intervals={
                     side: {name: (low, high) for name, (low, high) in found.items()}
@@ -272,6 +278,10 @@ def count_and_first(names: Sequence[str]) -> str:
     """`3 videos: a, b, c`, at most five names."""
     more = ", ..." if len(names) > 5 else ""
     return f"{len(names)} video{'s' if len(names) > 1 else ''}: {', '.join(names[:5])}{more}"
+
+
+def _entry_files(side: str) -> list[str]:
+    return [f"{field}_{side}.npy" for field in Entries._fields]
 
 
 def _entries(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +66,15 @@ def _beyond(defaults: Any, values: dict[str, Any]) -> dict[str, Any]:
 def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
     """The folder of a run of `config`, made where it is not there: `<root>/<date>_<preset>_<hash>`.
 
-    The hash is of the whole resolved config and the date is the day the run began: the same command finds its
-    run again on any later day, `fit` goes on with it, and no other config ever gets the same folder.
+    The hash is of the whole resolved config but `train.tower_chunk`, which may change; the date is the day
+    the run began: the same command finds its run again on any later day, `fit` goes on with it, and no other
+    config ever gets the same folder.
 
     Raises:
         RunError: the folder cannot be made.
     """
-    root, name = Path(root), f"{config.preset}_{config_hash(config)}"
+    lasting = replace(config, train=replace(config.train, tower_chunk=None))
+    root, name = Path(root), f"{config.preset}_{config_hash(lasting)}"
     begun = sorted(path for path in root.glob(f"????-??-??_{name}") if path.is_dir())
     run_dir = begun[-1] if begun else root / f"{datetime.date.today().isoformat()}_{name}"
     try:

@@ -22,6 +22,7 @@ from xclip_lab.parallel import in_threads, workers_on
 from xclip_lab.tokens import TokenSet
 
 _TEXTS = 512  # encoded, and their scores with all videos in memory, at a time
+_VIDEOS = 4096  # that a few texts meet at a time, at the most
 
 
 def score(
@@ -65,7 +66,7 @@ def rank_in_blocks(
             The others as in `score`.
 
     Raises:
-        ConfigError: as `score`. MetricError: a score that is NaN.
+        ConfigError: as `score`. MetricError: a score that is NaN. DatasetError: as `BlockedRanks`.
     """
     found = BlockedRanks(text_to_video, len(video), ties, keep)
     for rows, scores in scored(model, text, video, block_size, progress):
@@ -103,11 +104,16 @@ def scored(
             rows = slice(start, min(start + step, share.stop))
             with evaluating(model):
                 some = text[rows].to(device)
+                if not block_size:  # as many pairs of few texts as of many
+                    wide = max(usual[1], min(math.prod(usual) // len(some), _VIDEOS))
+                columns = _columns(-(-len(some) // high), len(video), wide, workers)
                 with _full_memory(high, wide):
-                    if high * wide > math.prod(usual) and start == share.start:
-                        _check_block(model, some[:high], video[:wide], workers)
+                    block = some[:high], video[:columns]
+                    if block_size and start == share.start and math.prod(map(len, block)) > math.prod(usual):
+                        blocks = -(-len(some) // high) * -(-len(video) // columns)
+                        _check_block(model, *block, min(workers, blocks), workers)
                     scores = torch.empty(len(some), len(video)) if out is None else out[rows]
-                    for count in _fill(scores, model, some, video, high, wide, workers):
+                    for count in _fill(scores, model, some, video, high, columns, workers):
                         bar.update(count)
             yield rows, scores
 
@@ -116,8 +122,6 @@ def _fill(
     scores: Tensor, model: RetrievalModel, text: TokenSet, video: TokenSet, high: int, wide: int, workers: int
 ) -> Iterator[int]:
     """Write `scores [n, V]`, `high` texts with `wide` videos at a time; says how many were written."""
-    bands = -(-len(text) // high)
-    wide = min(wide, -(-len(video) // -(-workers // bands)))  # few texts keep all cores busy too
 
     def work(corner: tuple[int, int]) -> int:
         rows, columns = (slice(at, at + size) for at, size in zip(corner, (high, wide), strict=True))
@@ -127,15 +131,35 @@ def _fill(
     return in_threads(work, product(range(0, len(text), high), range(0, len(video), wide)), workers)
 
 
-def _check_block(model: RetrievalModel, text: TokenSet, video: TokenSet, workers: int) -> None:
-    """Refuse a block that memory does not hold `workers` times, by what a sixteenth of it takes."""
-    free, part = free_memory(video.pooled.device), [-(-len(of) // 4) for of in (text, video)]
-    with LiveBytes() as live:
-        model.similarity(text[: part[0]], video[: part[1]])
-    each = max(live.after) / (part[0] * part[1])
-    needed = each * len(text) * len(video) * workers
-    if free is not None and needed > free:
-        raise _too_large(len(text), len(video), math.isqrt(int(free / each / workers)))
+def _columns(bands: int, videos: int, wide: int, workers: int) -> int:
+    """How many of at most `wide` videos meet a band of texts: few texts keep all cores busy too."""
+    return min(wide, -(-videos // -(-workers // bands)))
+
+
+def _check_block(model: RetrievalModel, text: TokenSet, video: TokenSet, times: int, workers: int) -> None:
+    """Refuse a block that memory does not hold `times` over, by what a part of its texts and videos takes.
+
+    Twice as many of both take four times as much at the most: what is for a pair does, what is for a text or
+    a video doubles. A part that may not fit is not tried.
+    """
+
+    def measured(part: int) -> int:
+        with LiveBytes() as live:
+            model.similarity(*(of[: -(-len(of) // part)] for of in (text, video)))
+        return max(live.after)
+
+    free = free_memory(video.pooled.device)
+    if free is None:
+        return
+    for part in (4, 2, 1):
+        [found] = in_threads(measured, [part], workers)  # as `_fill` does it: in one thread
+        needed = part**2 * found * times
+        if needed <= free:
+            return
+        if 4 * found > free:
+            break
+    share = free / needed  # of the pairs
+    raise _too_large(len(text), len(video), math.isqrt(int(share * len(text) * len(video))))
 
 
 @contextmanager

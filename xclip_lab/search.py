@@ -63,8 +63,6 @@ EXACT_UP_TO = 5000
 """So many videos the head scores one by one."""
 SHORTLIST = 500
 """So many of a larger library, the nearest by the pooled vector."""
-_BLOCK = 1024
-_LAYOUT = 1
 _FRAME_TAPS = {"xclip": "head.sentence_to_frame_softmax", "glscl": "head.frame_softmax"}
 """`[T, V, F]`, of the heads whose attention says how much each frame counts for a sentence."""
 
@@ -110,7 +108,7 @@ class Library:
             cosines = self._directions @ normalize(text.pooled[0], dim=0)
             rows = cosines.topk(min(max(shortlist, top), len(self))).indices.sort().values
             video = video[rows]
-        scores = score(self.model, text, video, _BLOCK)[0]
+        scores = score(self.model, text, video)[0]
         if not scores.isfinite().all():
             raise CheckpointError(
                 f"{self.model.origin.checkpoint} gives scores that are not finite; take another checkpoint"
@@ -280,7 +278,7 @@ class _Shelf:
             "weights": weights_hash(model.state_dict()),
             "model": to_dict(model.config),
             **{name: getattr(config.data, name) for name in FRAME_SETTINGS},
-            "layout": _LAYOUT,
+            "extra": _extra_names(model),
         }
         told = json.dumps(origin, indent=2, sort_keys=True)
         self.place = index / hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -310,6 +308,15 @@ class _Shelf:
         for path in self.videos.glob("*/*"):
             if path not in wanted:
                 path.unlink(missing_ok=True)
+
+
+def _extra_names(model: RetrievalModel) -> list[str]:
+    """What the head keeps of a video beside its tokens: features without that are of no use to it."""
+    device = model.logit_scale.device
+    mask = torch.ones(1, model.config.max_frames, dtype=torch.int64, device=device)
+    with evaluating(model):
+        blank = torch.zeros(*mask.shape, model.clip.sizes.embed_dim, device=device)
+        return sorted(model.head.encode_video(blank, mask, model.temporal).extra)
 
 
 def _check_query(query: str, max_words: int) -> None:

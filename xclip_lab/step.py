@@ -109,9 +109,8 @@ class Stepper:
         def gather(text: TokenSet, video: TokenSet) -> tuple[TokenSet, TokenSet, Complete]:
             if blank:
                 text, video = text[:0], video[:0]
-            seed_everything(
-                seed, step, part, _HEAD
-            )  # the head draws alike in every process, and in one alone
+            # The head draws alike in every process, and in one alone.
+            seed_everything(seed, step, part, _HEAD)
             return gather_pairs(ranks, text, video, official, self.model.head.pairs_alone)
 
         seed_everything(seed, step, part, ranks.rank)

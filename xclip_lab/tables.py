@@ -16,7 +16,6 @@ from xclip_lab.config import RunConfig, load_config
 from xclip_lab.drawing import DARK, MIDDLE, styled
 from xclip_lab.grid import Cell, Grid
 from xclip_lab.guards import check_comparable
-from xclip_lab.metrics import rank_entries
 from xclip_lab.preset_files import about
 from xclip_lab.published import ablation, published
 from xclip_lab.result import SIDES, Result
@@ -122,7 +121,7 @@ def _side(
 
 def _hits(result: Result, side: str) -> tuple[np.ndarray, np.ndarray]:
     """100 for each query that finds its own first, else 0; and the cluster of each."""
-    entries = rank_entries(result.similarity, result.text_to_video, result.stamp["ties"])[side]
+    entries = result.entries[side]
     columns = result.text_to_video[entries.queries] if side == "t2v" else entries.queries
     return 100.0 * (entries.ranks == 1), result.clusters[columns]
 

@@ -40,6 +40,7 @@ from xclip_lab.resume import Checkpoints, differing_keys, disk_errors, read_stam
 from xclip_lab.seen import read_seen, split_of, write_seen
 from xclip_lab.step import Stepper
 from xclip_lab.text import check_vocabulary
+from xclip_lab.validation import merge
 
 LESS_IS_BETTER = ("MdR", "MnR")
 
@@ -76,7 +77,8 @@ def fit(
     store: FrameStore | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train `model` in place, or go on where a run of the same config in `run_dir` stopped.
+    """Train `model` in place, or go on where a run of the same config in `run_dir` stopped. Only
+    `train.tower_chunk` may be another one: it changes the memory and, but for rounding, nothing else.
 
     Writes `config.yaml`, `versions.json`, `history.jsonl`, `tensorboard/` and `checkpoints/{last,best}`. A
     run that is finished returns at once with its last weights in `model`. What a run comes to that was killed
@@ -114,7 +116,6 @@ def fit(
         run_lock(run_dir) if ranks.first else nullcontext(),
         disk_errors(run_dir),
     ):
-        ranks.patient = True  # the loop looks for SIGTERM after each step
         trainer = Trainer(model, config, train, run_dir, val, ranks)
         try:
             trainer.start_or_resume()
@@ -196,7 +197,8 @@ class Trainer:
             if self.ranks.first:
                 self.checkpoints.load_weights(self.model)
             self.checkpoints.restore(saved, self.optimizer)
-            self.stepper.chunk = saved["tower_chunk"]
+            if self.config.train.tower_chunk is None:
+                self.stepper.chunk = saved["tower_chunk"]
             self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
             self.history_rows, self.saved = saved["history_rows"], saved["step"]
             if self.ranks.first:
@@ -212,7 +214,9 @@ class Trainer:
         self.stepper.choose_chunk()
         bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=not progress)
         record = History(self.run_dir, self.history_rows) if self.ranks.first else nullcontext()
-        with record as self.history, bar, DelayedInterrupt(tell=self.ranks.first) as interrupt:
+        # The loop looks for SIGTERM and Ctrl-C after each step.
+        patiently, delayed = self.ranks.patiently(), DelayedInterrupt(tell=self.ranks.first)
+        with patiently, record as self.history, bar, delayed as interrupt:
             if progress and self._chunked:
                 bar.write(
                     f"{self.share} pairs, {self.stepper.chunk} at a time in the towers: memory holds so many "
@@ -397,8 +401,11 @@ class Trainer:
             )
 
     def _check_same_run(self, saved: dict[str, Any]) -> None:
-        before = to_dict(config_from_dict(saved["config"]))  # with settings that are newer than the run
-        differing = sorted(differing_keys(before, to_dict(config_from_dict(to_dict(self.config)))))
+        given = to_dict(config_from_dict(to_dict(self.config)))
+        may_differ = {"train": {"tower_chunk": given["train"]["tower_chunk"]}}
+        # With settings that are newer than the run.
+        before = to_dict(config_from_dict(merge(saved["config"], may_differ)))
+        differing = sorted(differing_keys(before, given))
         if differing:
             raise TrainingError(
                 f"{self.run_dir} holds a run of another config: {', '.join(differing)}; "

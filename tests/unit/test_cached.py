@@ -1,6 +1,7 @@
 """Cached gradients are those of the whole batch, for every head, in the memory of a chunk."""
 
 import json
+import re
 from contextlib import nullcontext
 from functools import partial
 
@@ -130,6 +131,35 @@ def test_the_chunk_is_what_fits(monkeypatch, settings, autocast):
     assert gradients(model) == {}
 
 
+def test_numbers_of_pairs_that_take_other_operations(monkeypatch):
+    """Then the largest counts decide; where nothing grows all fit; no more are measured than there are."""
+    alive = {1: [5, 20], 2: [5, 30], 3: [40, 5, 5]}
+    asked = []
+
+    def measured(model, pair, count, autocast):
+        asked.append(count)
+        return alive[count]
+
+    monkeypatch.setattr(cached, "free_memory", lambda device: (55 + cached._KEPT) / cached._SHARE)
+    monkeypatch.setattr(cached, "_live_bytes", measured)
+    one, pair = nn.Linear(1, 1, bias=False), batch_of(texts=1, videos=1)
+    assert fitting_chunk(one, pair, 8) == 4  # 4.5 fit
+    assert fitting_chunk(one, pair, 2) == 2
+    alive[2] = [5, 60]
+    assert fitting_chunk(one, pair, 2) == 1
+    assert fitting_chunk(one, pair, 8) == 8
+    assert asked == [2, 3, 1, 2, 1, 2, 2, 3]
+
+
+def test_what_are_no_pairs_is_found_before_the_towers():
+    model, fewer, empty = tiny(), batch_of(texts=2, videos=3), batch_of(texts=3, videos=3)
+    empty.video_mask[1] = 0
+    model.clip = None
+    for batch, message in ((fewer, "a loss needs pairs: 2"), (empty, r"no valid frame in video\(s\) \[1\]")):
+        with pytest.raises(ValueError, match=message):
+            cached_loss(model, batch, 1)
+
+
 def test_memory_is_that_of_a_chunk():
     model, large = tiny(**{"towers.architecture.vision_layers": 6}), batch_of(texts=40, videos=40)
     whole = peak(lambda: gradients(model, model.loss(large)))
@@ -171,6 +201,7 @@ def test_a_run_goes_on_with_the_chunk_it_chose(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError), after_step(4, fail):
         train_tiny(tmp_path / "stopped")
     monkeypatch.setattr(step, "fitting_chunk", lambda *_: 1)
+    saved_as_before(tmp_path / "stopped")
     train_tiny(tmp_path / "stopped")
     found = outcome(tmp_path / "stopped")
     assert_same(found, outcome(tmp_path / "whole"))
@@ -181,10 +212,39 @@ def fail():
     raise RuntimeError
 
 
-def test_where_memory_ends_the_error_names_what_to_try(tmp_path, monkeypatch):
-    def full(*_):
-        raise RuntimeError("CUDA out of memory")
+def saved_as_before(run_dir):
+    """By a version in which choosing was a value of the setting."""
+    file = run_dir / "checkpoints/last/training.pt"
+    state = torch.load(file, weights_only=True)
+    state["config"]["train"]["tower_chunk"] = "auto"
+    torch.save(state, file)
 
+
+def test_a_run_that_fills_the_memory_goes_on_with_the_chunk_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "fitting_chunk", lambda *_: 4)
+    with (
+        monkeypatch.context() as patch,
+        after_step(4, lambda: patch.setattr("xclip_lab.model.RetrievalModel.pair_loss", full)),
+        pytest.raises(TrainingError, match=r"at step 5; .* is good$") as failed,
+    ):
+        train_tiny(tmp_path / "stopped")
+    told = {"train.tower_chunk": int(re.search(r"train.tower_chunk=(\d+)", str(failed.value))[1])}
+    chunks = []
+    monkeypatch.setattr(step, "cached_loss", lambda *given: chunks.append(given[2]) or cached_loss(*given))
+    train_tiny(tmp_path / "stopped", told)
+    train_tiny(tmp_path / "whole")
+    assert chunks == [2] * 7  # all after the checkpoint of step 3
+    found, expected = (outcome(tmp_path / name)["history"] for name in ("stopped", "whole"))
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+    with pytest.raises(TrainingError, match=r"another config: seed \(0 there, 1 here\);"):
+        train_tiny(tmp_path / "stopped", {"seed": 1})
+
+
+def full(*_):
+    raise RuntimeError("CUDA out of memory")
+
+
+def test_where_memory_ends_the_error_names_what_to_try(tmp_path, monkeypatch):
     for chunk, advice in ((None, "4 pairs at a time .*tower_chunk=2"), (1, "gradient_checkpointing=true")):
         monkeypatch.setattr("xclip_lab.model.RetrievalModel.pair_loss", full)
         with pytest.raises(TrainingError, match=rf"memory is full at step 1; .*{advice}"):

@@ -18,7 +18,7 @@ from xclip_lab.entries import choose, folder_of, open_clips, open_entries, rows_
 from xclip_lab.errors import DatasetError, UserError
 from xclip_lab.grid import cells, load_grid
 from xclip_lab.paired import paired_test
-from xclip_lab.result import Result
+from xclip_lab.result import Result, ResultError
 from xclip_lab.runs import RunError
 
 CAPTIONS = 60
@@ -161,6 +161,21 @@ def test_a_tie_is_a_miss_and_what_ties_stands_instead():
     tied = dataclasses.replace(one, scores=similarity)
     [line] = compare.disagreements(one, tied).to_dict("records")
     assert (line["right"], line["rank_b"], line["instead"]) == ("a", 2, one.videos[other])
+
+
+def test_ranks_without_scores_are_compared_too(tmp_path):
+    whole = {"one": result(0.9, 1, ties="pessimistic"), "two": result(0.5, 2, ties="pessimistic")}
+    bare = {}
+    for name, one in whole.items():
+        top = np.argsort(-one.similarity, axis=1, kind="stable")[:, :10]
+        bare[name] = Result.load(dataclasses.replace(one, scores=None, top=top).save(tmp_path / name))
+    pd.testing.assert_frame_equal(compare.pairwise(bare), compare.pairwise(whole))
+    pd.testing.assert_frame_equal(
+        compare.disagreements(*bare.values()), compare.disagreements(*whole.values())
+    )
+    other = dataclasses.replace(bare["one"], stamp=bare["one"].stamp | {"ties": "mean"})
+    with pytest.raises(ResultError, match="no scores"):
+        compare.pairwise({"one": other, "two": bare["two"]})
 
 
 def test_what_the_gallery_could_show():

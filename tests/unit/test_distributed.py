@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,31 @@ def test_all_ranks_stop_after_the_same_step(processes, tmp_path, whole, rank, ac
     assert codes == [130, 130]
     assert Checkpoints(tmp_path / "run").load()["step"] == 4
     resumes_exactly(processes, tmp_path, whole)
+
+
+def train_two_and_be_stopped_early(run_dir: Path) -> None:
+    """torchrun stops the first process while something slow comes before the steps."""
+    if os.environ["RANK"] == "0":
+        Stepper.choose_chunk = lambda stepper: terminate() or time.sleep(60)
+    train_two(run_dir)
+
+
+def test_a_rank_that_is_stopped_before_the_steps_ends_at_once(processes, tmp_path):
+    assert run_ranks(processes, tmp_path, train_two_and_be_stopped_early, tmp_path / "run") == [2, 2]
+    assert complaint(tmp_path, 0).startswith("before the first step: stopped by SIGTERM")
+
+
+def train_two_and_be_stopped_later(run_dir: Path) -> None:
+    """What follows a training is as easily stopped as what precedes one."""
+    with joined("cpu"):
+        train_two(run_dir)
+        with pytest.raises(PeerLost):
+            terminate()
+        terminate()  # what ends because of the first is not disturbed
+
+
+def test_after_a_training_a_stop_is_heard_again(processes, tmp_path):
+    assert run_ranks(processes, tmp_path, train_two_and_be_stopped_later, tmp_path / "run") == [0, 0]
 
 
 @pytest.mark.parametrize(

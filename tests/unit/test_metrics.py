@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xclip_lab import metrics
-from xclip_lab.errors import UserError
+from xclip_lab.errors import DatasetError, UserError
 from xclip_lab.metrics import (
     BlockedRanks,
     MetricError,
@@ -230,6 +230,22 @@ def test_ranks_of_blocks_are_those_of_the_whole(ties, rows, kind, monkeypatch):
     for side, expected in ranks(similarity, index, ties).items():
         assert np.array_equal(found.ranks()[side], expected)
     assert np.array_equal(found.top, np.argsort(-similarity.astype(float), axis=1, kind="stable")[:, :3])
+
+
+@pytest.mark.parametrize("ties", TIES)
+def test_what_is_kept_of_pairs_of_videos_goes_to_the_disk_where_memory_is_small(ties, monkeypatch):
+    similarity, index = problem(1, 40, 30)
+    expected = rank_entries(similarity, index, ties)
+    monkeypatch.setattr("xclip_lab.memory.available_memory", lambda: 1000)
+    monkeypatch.setattr(metrics, "_BLOCK", 50)
+    found = BlockedRanks(index, 30, ties, keep=30)
+    assert isinstance(found.best, np.memmap)
+    found.add(similarity.astype(np.float32), 0)
+    np.testing.assert_equal(found.entries(), expected)
+    assert np.array_equal(found.top, np.argsort(-similarity, axis=1, kind="stable"))
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(DatasetError, match=r"^/nowhere: .* are to lie there; .* \(TMPDIR\)$"):
+        BlockedRanks(index, 30, ties)
 
 
 def test_ranks_of_blocks_name_what_is_wrong():

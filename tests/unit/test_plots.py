@@ -54,7 +54,7 @@ def result() -> Result:
         videos=[f"v{i}" for i in range(5)],
         rows=np.arange(6),
         clusters=np.arange(5),
-        ranks={side: e.ranks for side, e in rank_entries(similarity, text_to_video, "pessimistic").items()},
+        entries=rank_entries(similarity, text_to_video),
         metrics=retrieval_metrics(similarity, text_to_video),
         intervals={},
         stamp={"ties": "pessimistic", "seed": 0},

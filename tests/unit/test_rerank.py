@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xclip_lab import create_model, evaluate, study
+from xclip_lab import create_model, encoding, evaluate, study
 from xclip_lab.encoding import encode
 from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.evaluation import score
@@ -199,6 +199,16 @@ def test_it_stands_beside_the_raw_result(method, model, settings, results):
         assert found.intervals[side] == recall_intervals(found.ranks[side], clusters, 50, raw.stamp["seed"])
     everything = np.ones(len(index), dtype=bool)
     assert found.subset(everything) == (found.metrics["t2v"], found.intervals["t2v"])
+
+
+@pytest.mark.parametrize(("free", "again"), [(None, 0), (10_000, 12)])
+def test_the_captions_are_encoded_once_where_memory_keeps_them(model, settings, monkeypatch, free, again):
+    test = study.open_split(configured(settings), "test")
+    captions, real = [], encoding.tokenize
+    monkeypatch.setattr(encoding, "tokenize", lambda some, *rest: captions.extend(some) or real(some, *rest))
+    monkeypatch.setattr(encoding, "free_memory", lambda device: free)
+    evaluate(model, test, configured(settings, rerank="qb_norm"), progress=False)
+    assert len(captions) == 12 + 24 + again
 
 
 def test_the_stamp_says_how_and_from_what(model, results):

@@ -45,6 +45,7 @@ def test_a_config_has_one_folder(tmp_path):
     assert new_run_dir(load_config("quickstart", {"seed": "0"}), tmp_path) == first
     save_config(config, tmp_path / "config.yaml")
     assert new_run_dir(load_config(tmp_path / "config.yaml"), tmp_path) == first
+    assert new_run_dir(load_config("quickstart", {"train.tower_chunk": 4}), tmp_path) == first
     changes: list[dict[str, object]] = [{"seed": 1}, {"head.temperature": 0.7}, {"data.root": "elsewhere"}]
     others = {new_run_dir(load_config("quickstart", change), tmp_path) for change in changes}
     assert len(others - {first}) == 3

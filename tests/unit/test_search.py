@@ -14,6 +14,7 @@ from xclip_lab import clips, search
 from xclip_lab.__main__ import main
 from xclip_lab.errors import CheckpointError, ConfigError, DatasetError
 from xclip_lab.evaluation import score
+from xclip_lab.heads import interactions
 from xclip_lab.model import RetrievalModel
 from xclip_lab.tokens import TokenSet
 
@@ -157,6 +158,15 @@ def test_another_model_or_sampler_never_gets_these_features(opened):
     with torch.no_grad():
         other.head.frame_logit_weight.mul_(2)
     assert opened(other).embedded == 3
+
+
+def test_features_without_what_the_head_adds_to_them_are_made_anew(opened, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(interactions.WeightedTokenInteractionHead, "_weigh", lambda head, of, *_: of)
+        assert opened(**{"head.name": "wti"}).embedded == 3
+    library = opened(**{"head.name": "wti"})
+    assert library.embedded == 3
+    assert len(library.search("red").hits) == 3
 
 
 def test_a_stop_in_the_middle_goes_on(opened, monkeypatch):
