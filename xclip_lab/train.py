@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from xclip_lab.atomic import write_text
 from xclip_lab.batching import Batch, make_loader, training_order
 from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
-from xclip_lab.config import RunConfig, config_from_dict, to_dict
+from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.consistency import check_training_frames
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.distributed import PeerLost, Ranks, joined, local_device, resolve_device
-from xclip_lab.errors import ConfigError, TrainingError
+from xclip_lab.errors import TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.features import open_clips
 from xclip_lab.guards import check_training
@@ -36,11 +36,11 @@ from xclip_lab.model import Origin, RetrievalModel, official_name
 from xclip_lab.official import check_start, seen_before
 from xclip_lab.optim import create_optimizer, freeze_parameters, freeze_towers, undecayed_parameters
 from xclip_lab.provenance import dataset_fingerprint, versions
-from xclip_lab.resume import Checkpoints, differing_keys, disk_errors, read_stamp, run_lock
+from xclip_lab.resume import Checkpoints, disk_errors, read_stamp, run_lock
+from xclip_lab.same_run import check_same_run, check_same_start, share_of_a_part, steps_per_epoch
 from xclip_lab.seen import read_seen, split_of, write_seen
 from xclip_lab.step import Stepper
 from xclip_lab.text import check_vocabulary
-from xclip_lab.validation import merge
 
 LESS_IS_BETTER = ("MdR", "MnR")
 
@@ -142,9 +142,9 @@ class Trainer:
         self.config, self.train, self.val, self.run_dir = config, train, val, run_dir
         self.ranks = ranks or Ranks()
         check_training_frames(config.data)
-        self.share = _share_of_a_part(config, self.ranks.world)
+        self.share = share_of_a_part(config, self.ranks.world)
         pairs = len(train) if config.data.captions == "all" else len(train.videos)
-        self.steps_per_epoch = _steps_per_epoch(config, pairs)
+        self.steps_per_epoch = steps_per_epoch(config, pairs)
         self.total_steps = self.steps_per_epoch * int(config.train.epochs)
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, int(config.train.max_steps))
@@ -180,7 +180,7 @@ class Trainer:
 
     def start_or_resume(self) -> None:
         """Begin a run, or restore everything that the last checkpoint holds."""
-        self._check_same_start()
+        check_same_start(self.config, self.fingerprints, self.ranks)
         saved = self.ranks.share(self.checkpoints.load() if self.ranks.first else None)
         if saved is None:
             check_start(self.model, self.config)
@@ -193,7 +193,7 @@ class Trainer:
                 before = seen_before(self.model, self.config)
                 write_seen(self.run_dir, before.with_run(self.train, self.val))
         else:
-            self._check_same_run(saved)
+            check_same_run(self.config, self.fingerprints, saved, self.run_dir)
             if self.ranks.first:
                 self.checkpoints.load_weights(self.model)
             self.checkpoints.restore(saved, self.optimizer)
@@ -390,52 +390,3 @@ class Trainer:
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._began
-
-    def _check_same_start(self) -> None:
-        started = {**to_dict(self.config), "samples": self.fingerprints}
-        differing = sorted(differing_keys(self.ranks.share(started), started))
-        if differing:
-            raise TrainingError(
-                f"process {self.ranks.rank} was not started as the first one: {', '.join(differing)}; "
-                "give every process the same command and data"
-            )
-
-    def _check_same_run(self, saved: dict[str, Any]) -> None:
-        given = to_dict(config_from_dict(to_dict(self.config)))
-        may_differ = {"train": {"tower_chunk": given["train"]["tower_chunk"]}}
-        # With settings that are newer than the run.
-        before = to_dict(config_from_dict(merge(saved["config"], may_differ)))
-        differing = sorted(differing_keys(before, given))
-        if differing:
-            raise TrainingError(
-                f"{self.run_dir} holds a run of another config: {', '.join(differing)}; "
-                "give that config to go on with it, or choose another run folder"
-            )
-        for role, fingerprint in self.fingerprints.items():
-            if saved["data"].get(role) != fingerprint:
-                raise TrainingError(
-                    f"{self.run_dir} holds a run with other {role} samples; "
-                    "bring the annotations back to go on with it, or choose another run folder"
-                )
-
-
-def _share_of_a_part(config: RunConfig, world: int) -> int:
-    """Pairs of each part of a step that one process reads."""
-    batch_size, parts = config.train.batch_size, config.train.accumulate
-    if batch_size % (parts * world):
-        below = batch_size // (parts * world) * parts * world
-        fits = " or ".join(str(size) for size in (below, below + parts * world) if size)
-        raise ConfigError(
-            f"train.batch_size: {world} processes cannot share a batch of {batch_size} in {parts} part(s) "
-            f"equally; a batch of {fits} they can"
-        )
-    return batch_size // (parts * world)
-
-
-def _steps_per_epoch(config: RunConfig, pairs: int) -> int:
-    batch_size, parts = config.train.batch_size, config.train.accumulate
-    if pairs < batch_size:
-        fits = pairs // parts * parts
-        remedy = f"set train.batch_size to at most {fits}" if fits else "add pairs"
-        raise TrainingError(f"{pairs} training pairs do not fill one batch of {batch_size}; {remedy}")
-    return pairs // batch_size
