@@ -10,16 +10,18 @@ the four products of a forward and of a backward for which nothing was kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.measure import MIB, Machine, Options, Row, in_turn, peak_of, report
+from benchmarks.models import FRAMES, WIDTH, WORDS, words_of
 from xclip_lab.aosm import blocked, formula
 from xclip_lab.aosm.matrices import Matrices
 
-WORDS, FRAMES, WIDTH, TAU = 32, 12, 512, 0.01
+TAU = 0.01
 
 
 def main() -> None:
@@ -28,15 +30,12 @@ def main() -> None:
     features = related(batch)
     for way in WAYS.values():  # what the first call of all sets up counts for neither
         gradients(way, related(8))
-    peaks = {name: peak_of(lambda way=way: gradients(way, features)) for name, way in WAYS.items()}
-    seconds = in_turn(
-        {name: lambda way=way: gradients(way, features) for name, way in WAYS.items()}, arguments.repeats
-    )
+    ways = {name: partial(gradients, way, features) for name, way in WAYS.items()}
+    peaks = {name: peak_of(way) for name, way in ways.items()}
+    seconds = in_turn(ways, arguments.repeats)
     floor = 4 * 2 * batch**2 * WORDS * FRAMES * WIDTH / machine.product
-    rows = [
-        Row(f"AOSM, batch {batch}", seconds["ours"], seconds["eager"], floor, peaks["ours"], 1.4),
-    ]
-    report("aosm", "AOSM forward and backward", machine, rows)
+    row = Row(f"AOSM, batch {batch}", seconds["ours"], seconds["eager"], floor, peaks["ours"], 1.4)
+    report("aosm", "AOSM forward and backward", machine, [row])
     times = peaks["eager"] / peaks["ours"]
     print(f"peak of eager autograd {peaks['eager'] / MIB:.0f} MiB, {times:.1f} times ours")
     right = gradients(WAYS["eager"], [value.double() for value in features])
@@ -51,9 +50,13 @@ def related(batch: int) -> list[Tensor]:
     """Words that speak of their own video's frames, the frames, four matrices, weights of the scores."""
     torch.manual_seed(0)
     frames = torch.randn(batch, FRAMES, WIDTH)
-    words = 0.3 * frames[:, torch.arange(WORDS) % FRAMES] + torch.randn(batch, WORDS, WIDTH)
     matrices = [torch.eye(n) + 0.02 * torch.randn(n, n) / n**0.5 for n in (WORDS, FRAMES, WORDS, FRAMES)]
-    return [normalize(words, dim=-1), normalize(frames, dim=-1), *matrices, torch.randn(batch, batch)]
+    return [
+        normalize(words_of(frames, 0.3), dim=-1),
+        normalize(frames, dim=-1),
+        *matrices,
+        torch.randn(batch, batch),
+    ]
 
 
 WAYS: dict[str, Callable[..., Tensor]] = {"ours": blocked.matrix_aosm, "eager": formula.matrix_aosm}

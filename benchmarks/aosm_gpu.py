@@ -4,27 +4,29 @@
 
 Random features of X-CLIP's sizes (width 512, 32 words, 12 frames) in float16, with learned matrices near the
 identity and with the identity itself. The formula runs in float32 on the same numbers, in blocks of texts
-that fit; of the largest size it scores a sample. Errors are in logits: of the similarity at scale 100.
-`--tiles` tries other tiles.
+that fit; of the largest size it scores a sample. Peak memory is above features and result, the floor the
+product alone at the GPU's rate. Errors are in logits, at scale 100. `--tiles` tries other tiles.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.measure import Options
+from benchmarks.measure import MIB, Options, Row, report
+from benchmarks.models import FRAMES, WIDTH, WORDS
 from xclip_lab.aosm import formula, kernels
 from xclip_lab.aosm.kernels import FORWARD, Tile, matrix_aosm
 from xclip_lab.aosm.matrices import Matrices
 from xclip_lab.errors import UserError
 
-WORDS, FRAMES, WIDTH, TAU, SCALE = 32, 12, 512, 0.01, 100
-SIZES = {"1,000 x 1,000": (1000, 1000, 1.5), "MSR-VTT full, 59,800 x 2,990": (59_800, 2_990, 270)}
+TAU, SCALE = 0.01, 100
+SIZES = {(1000, 1000): "1.5 ms", (59_800, 2_990): "270 ms, MSR-VTT full"}  # texts, videos: the goal
 BATCH, SAMPLE = 300, 256
 TILES = [
     Tile(rows, columns, 64, warps, stages, twice)
@@ -41,26 +43,37 @@ def main() -> None:
     reason = kernels.available("cuda" if torch.cuda.is_available() else "cpu", torch.float16, WORDS, FRAMES)
     if reason or not torch.cuda.is_available():
         raise UserError(f"aosm_gpu: not run, {reason or 'there is no GPU here'}")
-    rate = product_rate()
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
-        f"{rate / 1e12:.0f} TFLOP/s in float16; medians"
-    )
+    gpu, rows = Gpu.measured(), []
     for general in (False, True):
-        matrices = near_identity(general)
-        print("learned matrices" if general else "identity matrices")
+        matrices, kind = near_identity(general), "learned" if general else "identity"
         if arguments.tiles:
+            print(f"{gpu}; {kind} matrices")
             tiles(matrices)
             continue
-        for name, (texts, videos, goal) in SIZES.items():
-            scoring(name, features(texts, WORDS), features(videos, FRAMES), matrices, goal, rate)
-        training(matrices)
+        for (texts, videos), goal in SIZES.items():
+            name, some = f"{texts:,} x {videos:,}, {kind}", (features(texts, WORDS), features(videos, FRAMES))
+            rows.append(scoring(name, *some, matrices, goal, gpu.product))
+        rows.append(training(f"forward and backward, batch {BATCH}, {kind}", matrices))
+    if rows:
+        report("aosm_gpu", "AOSM by the Triton kernels", gpu, rows)
 
 
-def product_rate() -> float:
-    """FLOP/s of a large product of float16: what the floor is reckoned with."""
-    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(2))
-    return 2 * 8192**3 / (measured(lambda: left @ right)[0] / 1e3)
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU, and its FLOP/s in a large product of float16: what the floor is reckoned with."""
+
+    processor: str
+    torch: str
+    product: float
+
+    @classmethod
+    def measured(cls) -> Gpu:
+        left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(2))
+        seconds = timed(lambda: left @ right)[0]
+        return cls(torch.cuda.get_device_name(), torch.__version__, 2 * 8192**3 / seconds)
+
+    def __str__(self) -> str:
+        return f"{self.processor}, torch {self.torch}\nat most {self.product / 1e12:.0f} TFLOP/s in float16"
 
 
 def features(count: int, length: int) -> Tensor:
@@ -79,26 +92,26 @@ def in_blocks(words: Tensor, frames: Tensor, matrices: Matrices, block: int = 50
 
 
 @torch.no_grad()
-def scoring(name: str, words: Tensor, frames: Tensor, matrices: Matrices, goal: float, rate: float) -> None:
-    ours, memory, scores = measured(lambda: matrix_aosm(words, frames, matrices, TAU))
+def scoring(name: str, words: Tensor, frames: Tensor, matrices: Matrices, goal: str, rate: float) -> Row:
+    ours, memory, scores = timed(lambda: matrix_aosm(words, frames, matrices, TAU))
     few_words, few_frames = words[:1000].float(), frames[:1000].float()
-    eager, eager_memory, expected = measured(lambda: in_blocks(few_words, few_frames, matrices), rounds=3)
+    eager, eager_memory, expected = timed(lambda: in_blocks(few_words, few_frames, matrices), rounds=3)
     share = words.shape[0] * frames.shape[0] / expected.numel()
     error = SCALE * (scores[:1000, :1000] - expected).abs().max().item()
     in_double = Matrices(*(matrix.double() for matrix in matrices))
     exact = in_blocks(few_words[:SAMPLE].double(), few_frames[:SAMPLE].double(), in_double)
     exact_error = SCALE * (scores[:SAMPLE, :SAMPLE] - exact).abs().max().item()
-    floor = 2e3 * words.shape[0] * frames.shape[0] * WORDS * FRAMES * WIDTH / rate
-    scaled = "" if share == 1 else f" (1,000 x 1,000 times {share:.0f})"
-    print(
-        f"  {name}: {ours:.3g} ms (goal {goal} ms, product alone {floor:.3g} ms), {memory:.0f} MB above "
-        f"features and result; formula "
-        f"{eager * share:.4g} ms{scaled}, {eager_memory:.0f} MB; {error:.1e} logits from it, "
+    floor = 2 * words.shape[0] * frames.shape[0] * WORDS * FRAMES * WIDTH / rate
+    scaled = "" if share == 1 else f"1,000 x 1,000 times {share:.0f}, "
+    note = (
+        f"goal {goal}; formula: {scaled}{eager_memory / MIB:.0f} MiB; {error:.1e} logits from it, "
         f"{exact_error:.1e} from it in float64 ({SAMPLE} x {SAMPLE})"
     )
+    return Row(name, ours, eager * share, floor, memory, note=note)
 
 
-def training(matrices: Matrices) -> None:
+def training(name: str, matrices: Matrices) -> Row:
+    """Forward and backward."""
     leaves = [features(BATCH, WORDS), features(BATCH, FRAMES), *matrices]
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     weights = torch.randn(BATCH, BATCH, device="cuda")
@@ -108,17 +121,15 @@ def training(matrices: Matrices) -> None:
             (score(leaves[0], leaves[1], Matrices(*leaves[2:])) * weights).sum(), leaves
         )
 
-    ours, memory, made = measured(lambda: step(lambda w, f, m: matrix_aosm(w, f, m, TAU)))
-    eager, eager_memory, expected = measured(
+    ours, memory, made = timed(lambda: step(lambda w, f, m: matrix_aosm(w, f, m, TAU)))
+    eager, eager_memory, expected = timed(
         lambda: step(lambda w, f, m: formula.matrix_aosm(w.float(), f.float(), m, TAU)), rounds=3
     )
     error = max(
         ((x - y).float().norm() / y.float().norm()).item() for x, y in zip(made, expected, strict=True)
     )
-    print(
-        f"  forward and backward, batch {BATCH}: {ours:.3g} ms, {memory:.0f} MB; formula {eager:.4g} ms, "
-        f"{eager_memory:.0f} MB; gradients differ by {error:.1e} of their norm at most"
-    )
+    note = f"formula: {eager_memory / MIB:.0f} MiB; gradients differ by {error:.1e} of their norm at most"
+    return Row(name, ours, eager, peak=memory, note=note)
 
 
 @torch.no_grad()
@@ -127,13 +138,13 @@ def tiles(matrices: Matrices) -> None:
     for tile in TILES:
         FORWARD[torch.float16] = tile
         try:
-            print(f"  {measured(lambda: matrix_aosm(words, frames, matrices, TAU))[0]:.3g} ms with {tile}")
+            print(f"  {1e3 * timed(lambda: matrix_aosm(words, frames, matrices, TAU))[0]:.3g} ms with {tile}")
         except Exception as error:  # more registers or shared memory than the GPU has
             print(f"  does not fit: {tile} ({type(error).__name__})")
 
 
-def measured(function: Callable, rounds: int = 10):
-    """Milliseconds (the median), peak MB above what stands before and what it returns, and the result."""
+def timed(function: Callable, rounds: int = 10):
+    """Seconds (the median), peak bytes above what stands before and what it returns, and the result."""
     function()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -149,7 +160,7 @@ def measured(function: Callable, rounds: int = 10):
         ended.record()
         torch.cuda.synchronize()
         taken.append(began.elapsed_time(ended))
-    return statistics.median(taken), peak / 2**20, result
+    return statistics.median(taken) / 1e3, peak, result
 
 
 if __name__ == "__main__":

@@ -12,34 +12,35 @@ from __future__ import annotations
 import torch
 
 from benchmarks.measure import MIB, Machine, Options, Row, in_turn, peak_of, report
-from xclip_lab import Batch, create_model
+from benchmarks.models import batch_of, model_of
 from xclip_lab.cached import cached_loss
-from xclip_lab.config import config_from_dict
 from xclip_lab.live_bytes import LiveBytes
 
-TOWERS = {"embed_dim": 128, "text_width": 128, "text_heads": 2, "text_layers": 4, "vocab_size": 1000}
-TOWERS |= {"vision_width": 128, "vision_heads": 2, "vision_layers": 4, "image_size": 32, "patch_size": 8}
+SIDE, VOCABULARY = 32, 1000
+TOWERS = {"embed_dim": 128, "text_width": 128, "text_heads": 2, "text_layers": 4, "vocab_size": VOCABULARY}
+TOWERS |= {"vision_width": 128, "vision_heads": 2, "vision_layers": 4, "image_size": SIDE, "patch_size": 8}
 FAMILIES = {
-    "CLIP4Clip": ("seqTransf", {"name": "clip4clip"}),
-    "X-CLIP": ("seqTransf", {"name": "xclip"}),
-    "CLIP2Video": ("tdb", {"name": "clip2video"}),
-    "GLSCL": ("seqTransf", {"name": "glscl"}),
+    "CLIP4Clip": ("clip4clip", "seqTransf"),
+    "X-CLIP": ("xclip", "seqTransf"),
+    "CLIP2Video": ("clip2video", "tdb"),
+    "GLSCL": ("glscl", "seqTransf"),
 }
 
 
 def main() -> None:
-    arguments = Options(__doc__, batch=300, chunk=10).parse_args()
-    batch, rows = batch_of(arguments.batch), []
-    for name, (agg_module, head) in FAMILIES.items():
-        torch.manual_seed(0)
-        towers = {"name": None, "pretrained": None, "architecture": TOWERS}
-        temporal = {"agg_module": agg_module}
-        model = create_model(config_from_dict({"towers": towers, "temporal": temporal, "head": head})).eval()
+    parser = Options(__doc__, batch=300, chunk=10)
+    arguments = parser.parse_args()
+    if arguments.batch < 2:
+        parser.error("--batch: the loss of fewer than 2 pairs is 0 whatever the model")
+    batch, rows = batch_of(arguments.batch, VOCABULARY, SIDE), []
+    for name, (head, agg_module) in FAMILIES.items():
+        model = model_of(head, agg_module, **TOWERS)
         ways = {
             "cached": lambda model=model: cached_loss(model, batch, arguments.chunk)["loss"].backward(),
             "whole": lambda model=model: model.loss(batch)["loss"].backward(),
         }
-        model.loss(batch_of(2))["loss"].backward()  # what the first pass of all sets up counts for neither
+        # What the first pass of all sets up counts for neither.
+        model.loss(batch_of(2, VOCABULARY, SIDE))["loss"].backward()
         model.zero_grad(set_to_none=True)
         found, peaks, tensors = {}, {}, {}
         for way, make in ways.items():
@@ -59,14 +60,6 @@ def main() -> None:
         rows.append(Row(name, seconds["cached"], seconds["whole"], peak=peaks["cached"], note=note))
     title = f"Cached gradients, batch {arguments.batch}, {arguments.chunk} pairs at a time"
     report("cached_gradients", title, Machine.measured(), rows)
-
-
-def batch_of(pairs: int) -> Batch:
-    torch.manual_seed(0)
-    ids = torch.randint(1, 998, (pairs, 32))
-    ids[:, -1] = 999
-    video = torch.randint(0, 256, (pairs, 12, 3, 32, 32), dtype=torch.uint8)
-    return Batch(ids, torch.ones_like(ids), video, torch.ones(pairs, 12, dtype=torch.int64))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast the explorer answers in the browser: from the kernel's callback to the painted output.
 
-    xclip-lab bench explorer [--videos 1000] [--run RUN]
+    xclip-lab bench explorer [--videos 1000] [--run RUN] [--folder DIR]
 
 A gallery of generated clips and an X-CLIP of the quickstart's sizes (untrained, unless a run is named) in
 60_explore, in JupyterLab and headless Chromium. Twenty interactions: for each of five queries its typing, a
@@ -74,9 +74,7 @@ TIMED = """async ([kind, argument]) => {
 
 def main() -> None:
     parser = Options(__doc__, videos=1000)
-    parser.add_argument(
-        "--run", default="", help="a run with the quickstart's frames, in place of fresh weights"
-    )
+    parser.add_argument("--run", default="", help="one with the quickstart's frames; else fresh weights")
     parser.add_argument("--folder", default="", help="where clips go and stay; else a temporary one")
     arguments = parser.parse_args()
     if lab.missing():

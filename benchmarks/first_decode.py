@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.frame_store import FRAMES, SIDE, official_way
 from benchmarks.measure import Machine, Options, Row, folder, in_turn, report
+from benchmarks.models import FRAMES, SIDE
+from benchmarks.official import official_decode, opencv
 from xclip_lab import video
 from xclip_lab.errors import UserError, VideoError
 from xclip_lab.preprocess import preprocess
@@ -30,6 +31,7 @@ def main() -> None:
     parser = Options(__doc__, rounds=5)
     parser.add_argument("--videos", type=folder, required=True, help="a folder of videos")
     arguments = parser.parse_args()
+    opencv()
     machine = Machine.measured()
     torch.set_num_threads(1)
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
@@ -52,7 +54,7 @@ def is_long(path: Path) -> bool:
 def compare(path: Path, rounds: int) -> Row:
     """What each way takes, with the same frames; the note names the decoder."""
     ways: dict[str, Callable[[], object]] = {
-        "official": lambda: official_way(path),
+        "official": lambda: official_decode(path),
         "ours": lambda: first_decode(path),
         "decord, verified": lambda: first_decode(path, with_index=False),
         "probe": lambda: video.probe(path),

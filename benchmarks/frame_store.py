@@ -16,37 +16,42 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
-from PIL import Image
+from torch.nn.functional import interpolate
 
-from benchmarks.measure import Options, folder
+from benchmarks.measure import Machine, Options, Row, folder, in_turn, report
+from benchmarks.models import SIDE
+from benchmarks.official import official_decode, opencv
 from xclip_lab import load_config, load_dataset
 from xclip_lab.batching import make_loader
 from xclip_lab.clips import ClipDataset, load_frames
 from xclip_lab.config import RunConfig
 from xclip_lab.model import create_model
 from xclip_lab.prepare import prepare
-from xclip_lab.preprocess import normalise
 
-FRAMES, SIDE, EPOCH_BATCH, EPOCH_STEPS = 12, 224, 4, 6
+EPOCH_BATCH, EPOCH_STEPS, AIM = 4, 6, 100
 
 
 def main() -> None:
     parser = Options(__doc__, clips=24)
     parser.add_argument("--videos", type=folder, help="a folder of videos of your own")
     arguments = parser.parse_args()
+    opencv()
+    machine = Machine.measured()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         videos = arguments.videos or make_clips(Path(temporary) / "videos", arguments.clips)
-        compare(videos, Path(temporary))
+        rows = compare(videos, Path(temporary))
+        report("frame_store", "A clip out of the store", machine, rows)
         epoch(videos, Path(temporary))
 
 
-def compare(videos: Path, temporary: Path) -> None:
+def compare(videos: Path, temporary: Path) -> list[Row]:
     """Time each way on every clip, and check that raw frames are the decoder's."""
     kept: dict[str, ClipDataset] = {}
     for format in ("raw", "jpeg"):
@@ -58,44 +63,18 @@ def compare(videos: Path, temporary: Path) -> None:
     for index, sample in enumerate(samples[:5]):
         assert torch.equal(kept["raw"][index].pixels, load_frames(sample, config, SIDE).pixels)
     ways: dict[str, Callable] = {
-        "official way (OpenCV, a seek a frame)": lambda index: official_way(samples[index].path),
+        "official": lambda index: official_decode(samples[index].path),
         "decoded in one call": lambda index: load_frames(samples[index], config, SIDE),
         "store, JPEG": lambda index: kept["jpeg"][index],
         "store, raw": lambda index: kept["raw"][index].pixels.clone(),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for index in range(len(samples)):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way(index)
-            times[name].append(1e3 * (time.perf_counter() - began))
-    official = statistics.median(next(iter(times.values())))
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        print(f"{name:<40}{median:9.2f} ms (slowest {max(taken):.2f}){official / median:9.1f} times as fast")
-
-
-def official_way(path: Path) -> torch.Tensor:
-    """CLIP4Clip's and X-CLIP's `rawvideo_util`: a second a seek, then CLIP's transform on each frame."""
-    import cv2
-
-    capture = cv2.VideoCapture(str(path))
-    count, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), int(capture.get(cv2.CAP_PROP_FPS))
-    images = []
-    for second in range(count // fps + 1):
-        capture.set(cv2.CAP_PROP_POS_FRAMES, second * fps)
-        read, frame = capture.read()
-        if not read:
-            break
-        image = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        scale = SIDE / min(image.size)
-        image = image.resize([int(scale * side) for side in image.size], Image.Resampling.BICUBIC)
-        left, top = ((side - SIDE) // 2 for side in image.size)
-        pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
-        images.append(normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)))
-    capture.release()
-    kept = np.linspace(0, len(images) - 1, num=min(FRAMES, len(images)), dtype=int)
-    return torch.stack([images[place] for place in kept])
+    taken = [in_turn({name: partial(way, at) for name, way in ways.items()}, 1) for at in range(len(samples))]
+    naive, rows = statistics.median(clip.pop("official") for clip in taken), []
+    for name in taken[0]:
+        seconds, aim = [clip[name] for clip in taken], AIM if name.startswith("store") else None
+        note = f"slowest {1e3 * max(seconds):.2f} ms"
+        rows.append(Row(name, statistics.median(seconds), naive, aim=aim, note=note))
+    return rows
 
 
 def epoch(videos: Path, temporary: Path) -> None:
@@ -138,11 +117,8 @@ def make_clips(place: Path, count: int) -> Path:
     rng = np.random.default_rng(0)
     for number in range(count):
         noise = torch.from_numpy(rng.normal(size=(1, 3, 120, 160))).float()
-        scene = sum(
-            torch.nn.functional.interpolate(noise[..., : 120 // n, : 160 // n], (480, 640), mode="bicubic")
-            * n
-            for n in (2, 8, 24)
-        )
+        parts = ((n, noise[..., : 120 // n, : 160 // n]) for n in (2, 8, 24))
+        scene = sum(n * interpolate(part, (480, 640), mode="bicubic") for n, part in parts)
         scene = ((scene - scene.min()) / (scene.max() - scene.min()) * 255)[0].byte().permute(1, 2, 0).numpy()
         with av.open(str(place / f"clip{number:03}.mp4"), "w") as output:
             stream = output.add_stream("libx264", rate=25, options={"g": "250", "crf": "23"})

@@ -1,11 +1,11 @@
 """The papers' largest evaluation, MSR-VTT full: 59,800 texts, 2,990 videos, every rank, no whole matrix.
 
-    xclip-lab bench full_gallery [--texts 59800] [--videos 2990] [--folder DIR]
+    xclip-lab bench full_gallery [--texts 59800] [--videos 2990] [--sample 100] [--folder DIR]
 
 X-CLIP's scores of random features (width 512, 32 words, 12 frames) that lie on the disk in float16 and are
 mapped into memory. Time and peak memory are of everything from the stored features on, the temporal
-transformer included; the peak counts what the process itself holds, not the pages of the mapped files. A
-sample of texts is ranked once more from a dense matrix by the formula as it reads.
+transformer included; the peak counts what the process itself holds, not the pages of the mapped files. The
+first texts, `--sample`, are ranked once more from a dense matrix by the formula as it reads.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from benchmarks.measure import Machine, Options, Row, folder, report
-from benchmarks.scores import encode, xclip_model
-from xclip_lab.evaluation import rank_in_blocks, score
-from xclip_lab.metrics import ranks
+from benchmarks.measure import Machine, Options, Row, folder, held, report
+from benchmarks.models import FRAMES, WIDTH, WORDS, encode, words_of, xclip_model
+from xclip_lab.metrics import BlockedRanks, ranks
 from xclip_lab.model import RetrievalModel, computed_by
+from xclip_lab.scoring import score, scored
 from xclip_lab.tokens import TokenSet
 
-WORDS, FRAMES, WIDTH, CHUNK = 32, 12, 512, 1000
+CHUNK, ANONYMOUS = 1000, "RssAnon"  # without the pages of mapped files
 
 
 class StoredTexts:
@@ -53,21 +53,21 @@ def main() -> None:
         texts, videos = arguments.texts, arguments.videos
         frames, words = store(Path(place), texts, videos)
         truth = np.arange(texts) % videos
-        before = anonymous()
+        before = held(ANONYMOUS)
         began = time.perf_counter()
         with Peak() as peak:
             mask = torch.ones(videos, FRAMES, dtype=torch.int64)
             video = encode(model, torch.from_numpy(np.load(frames).astype(np.float32)), mask)
-            found = rank_in_blocks(model, StoredTexts(words), video, truth, progress=True)
+            found = BlockedRanks(truth, videos)
+            for rows, block in scored(model, StoredTexts(words), video, progress=True):
+                found.add(block, rows.start)
         seconds = time.perf_counter() - began
         floor = 2 * texts * videos * WORDS * FRAMES * WIDTH / machine.product
         row = Row(f"{texts:,} x {videos:,}", seconds, floor=floor, peak=peak.most - before)
         report("full_gallery", "MSR-VTT full, ranks of random features", machine, [row])
         same = compare(model, words, video, truth, found.ranks()["t2v"], arguments.sample)
         verdict = "the same as" if same else "NOT those of"
-        print(
-            f"{seconds / 60:.1f} minutes; the ranks of {arguments.sample} texts are {verdict} the dense way"
-        )
+        print(f"{seconds / 60:.1f} minutes; ranks of {arguments.sample} texts {verdict} the dense way")
 
 
 def store(folder: Path, texts: int, videos: int) -> tuple[Path, Path]:
@@ -78,12 +78,8 @@ def store(folder: Path, texts: int, videos: int) -> tuple[Path, Path]:
     np.save(frames, all_frames.half().numpy())
     written = open_memmap(words, mode="w+", dtype=np.float16, shape=(texts, WORDS, WIDTH))
     for start in range(0, texts, CHUNK):
-        own = all_frames[torch.arange(start, min(start + CHUNK, texts)) % videos][
-            :, torch.arange(WORDS) % FRAMES
-        ]
-        written[start : start + CHUNK] = (
-            (0.1 * own + torch.randn(own.shape, generator=generator)).half().numpy()
-        )
+        own = all_frames[torch.arange(start, min(start + CHUNK, texts)) % videos]
+        written[start : start + CHUNK] = words_of(own, 0.1, generator).half().numpy()
     written.flush()
     return frames, words
 
@@ -98,14 +94,8 @@ def compare(
     return bool((ranks(dense, truth[rows])["t2v"] == found[rows]).all())
 
 
-def anonymous() -> int:
-    """Bytes that the process holds, without the pages of mapped files (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) * 1024
-
-
 class Peak:
-    """The most that `anonymous` was within the block, looked at ten times a second."""
+    """The most that the process held within the block, looked at ten times a second."""
 
     def __enter__(self) -> Peak:
         self.most, self._stop = 0, threading.Event()
@@ -115,7 +105,7 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
-            self.most = max(self.most, anonymous())
+            self.most = max(self.most, held(ANONYMOUS))
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

@@ -10,38 +10,41 @@ same steps in turn, and every loss is compared. The floor is the naive way's pro
 from __future__ import annotations
 
 import statistics
-import time
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Machine, Options, Row, report
+from benchmarks.measure import Machine, Options, Row, in_turn, report
+from benchmarks.models import FRAMES, WIDTH, WORDS, config_of, model_of, words_of
 from benchmarks.official import official_scores
-from benchmarks.scores import TOWERS
-from xclip_lab import Batch, create_model
-from xclip_lab.config import config_from_dict
+from xclip_lab import Batch
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.optim import create_optimizer
 
-WORDS, FRAMES, WIDTH = 32, 12, 512
-
 
 def main() -> None:
-    arguments = Options(__doc__, videos=9000, batch=300, steps=20).parse_args()
+    parser = Options(__doc__, videos=9000, batch=300, steps=20)
+    arguments = parser.parse_args()
+    if not 2 <= arguments.batch <= arguments.videos:
+        parser.error("--batch: from 2 on (the loss of one pair is 0) to as many as --videos")
     machine = Machine.measured()
     torch.manual_seed(0)
     features = torch.randn(arguments.videos, FRAMES, WIDTH)
-    ways = {"official": Official(), "ours": Way()}
+    ones = torch.ones(arguments.batch, WORDS, dtype=torch.int64)
+    ways, taken = {"official": Official(), "ours": Way()}, []
     for step in range(arguments.steps):
         order = torch.randperm(arguments.videos, generator=torch.Generator().manual_seed(step))
-        batch = batch_of(features[order[: arguments.batch]], step)
-        for way in ways.values():
-            way.step(batch)
+        frames = features[order[: arguments.batch]]
+        words = words_of(frames, 0.5, torch.Generator().manual_seed(step))
+        batch = Batch(words, ones, frames, ones[:, :FRAMES])
+        taken.append(in_turn({name: partial(way.step, batch) for name, way in ways.items()}, 1))
     naive, ours = ways["official"], ways["ours"]
     with FlopCounterMode(display=False) as counter:
         naive.loss(batch).backward()
     floor = counter.get_total_flops() / machine.product
-    row = Row(f"a step at batch {arguments.batch}", ours.seconds(), naive.seconds(), floor, aim=2.5)
+    seconds = {name: statistics.median(step[name] for step in taken) for name in ways}
+    row = Row(f"a step at batch {arguments.batch}", seconds["ours"], seconds["official"], floor, aim=2.5)
     report("heads", "X-CLIP's head on stored features", machine, [row])
     apart = max(abs(a - b) / abs(a) for a, b in zip(naive.losses, ours.losses, strict=True))
     first, last = ours.losses[0], ours.losses[-1]
@@ -49,33 +52,24 @@ def main() -> None:
 
 
 class Way:
-    """A model that trains, and what its steps took and gave."""
+    """A model that trains, and the loss of each step."""
 
     def __init__(self) -> None:
-        torch.manual_seed(0)
-        towers = {"name": None, "pretrained": None, "architecture": TOWERS}
-        self.config = config_from_dict({"towers": towers, "head": {"name": "xclip"}})
-        self.model = create_model(self.config)
+        self.model = model_of("xclip").train()
         self.model.clip.requires_grad_(False)
         self.model.logit_scale.requires_grad_(True)
-        self.optimizer = create_optimizer(list(self.model.named_parameters()), self.config.optim, 1000)
+        self.optimizer = create_optimizer(list(self.model.named_parameters()), config_of("xclip").optim, 1000)
         self.losses: list[float] = []
-        self._taken: list[float] = []
 
     def step(self, batch: Batch) -> None:
-        began = time.perf_counter()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
         self.optimizer.step()
-        self._taken.append(time.perf_counter() - began)
         self.losses.append(loss.item())
 
     def loss(self, batch: Batch) -> torch.Tensor:
         return self.model.loss(batch)["loss"]
-
-    def seconds(self) -> float:
-        return statistics.median(self._taken)
 
 
 class Official(Way):
@@ -86,14 +80,6 @@ class Official(Way):
         video = self.model.encode_video(batch.video, batch.video_mask)
         logits = official_scores(self.model.head, text, video)
         return symmetric_cross_entropy(self.model.logit_scale.exp() * logits)
-
-
-def batch_of(frames: torch.Tensor, seed: int) -> Batch:
-    """Pairs whose words are noisy frames of their video, as tower outputs."""
-    noise = torch.randn(len(frames), WORDS, WIDTH, generator=torch.Generator().manual_seed(seed))
-    words = 0.5 * frames[:, torch.arange(WORDS) % FRAMES] + noise
-    ones = torch.ones(len(frames), WORDS, dtype=torch.int64)
-    return Batch(words, ones, frames, ones[:, :FRAMES])
 
 
 if __name__ == "__main__":

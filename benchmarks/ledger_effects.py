@@ -1,6 +1,6 @@
 """How far each switch of the ledger moves logits and R@1 of models trained on the generated clips.
 
-    xclip-lab bench ledger_effects runs/compare
+    xclip-lab bench ledger_effects runs/compare [--epochs 6]
 
 Takes the runs of `70_compare` (the first seed of each method) and evaluates the same weights on the same
 test clips on both sides of a switch: once with all frames, where no video has padding, and once with a
@@ -12,7 +12,6 @@ doubled frames with seqLSTM. What only a training can show is not measured here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from xclip_lab import study
 from xclip_lab.checkpoint import load_model
 from xclip_lab.clips import ClipDataset, FrameStore, preload
 from xclip_lab.config import load_config, model_config_from_dict, to_dict
+from xclip_lab.errors import UserError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.grid import load_grid
 from xclip_lab.model import RetrievalModel
@@ -38,44 +38,23 @@ TWO_HEADS = {"towers.architecture.embed_dim": 128, "towers.architecture.text_wid
 
 @dataclass(frozen=True)
 class Switch:
-    """A row of the ledger: the preset and settings of a model trained the official way, and its repair."""
+    """A row of the ledger: the preset of a model trained the official way, the setting that is repaired."""
 
     row: str
     preset: str
-    official: dict[str, Any]
-    repaired: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
+    key: str
+    official: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)  # of a training of its own
 
 
+MIXED, LSTM = "temporal.mixed_head_masks", {"temporal.agg_module": "seqLSTM"}
 SWITCHES = (
-    Switch("1", "quickstart", {"head.mask_padding": False}, {"head.mask_padding": True}),
-    Switch(
-        "3",
-        "quickstart-clip2video",
-        {"temporal.mixed_head_masks": True},
-        {"temporal.mixed_head_masks": False},
-        TWO_HEADS | {"temporal.mixed_head_masks": True},
-    ),
-    Switch(
-        "4",
-        "quickstart-clip2video",
-        {"temporal.mask_differences": False},
-        {"temporal.mask_differences": True},
-    ),
-    Switch("14", "quickstart-glscl", {"head.mask_padding": False}, {"head.mask_padding": True}),
-    Switch(
-        "14 seqLSTM",
-        "quickstart-glscl",
-        {"head.mask_padding": False},
-        {"head.mask_padding": True},
-        {"temporal.agg_module": "seqLSTM"},
-    ),
-    Switch(
-        "text mask",
-        "quickstart-glscl",
-        {"towers.mask_padded_words": False},
-        {"towers.mask_padded_words": True},
-    ),
+    Switch("1", "quickstart", "head.mask_padding"),
+    Switch("3", "quickstart-clip2video", MIXED, True, {**TWO_HEADS, MIXED: True}),
+    Switch("4", "quickstart-clip2video", "temporal.mask_differences"),
+    Switch("14", "quickstart-glscl", "head.mask_padding"),
+    Switch("14 seqLSTM", "quickstart-glscl", "head.mask_padding", settings=LSTM),
+    Switch("text mask", "quickstart-glscl", "towers.mask_padded_words"),
 )
 
 
@@ -83,31 +62,38 @@ def main() -> None:
     parser = Options(__doc__, epochs=6)
     parser.add_argument("runs", type=folder, help="the run_dir of 70_compare")
     arguments = parser.parse_args()
+    runs = [run_of(switch, arguments.runs) for switch in SWITCHES]
     data = load_config("quickstart", MIX)
     test = study.open_split(data, "test")
     whole = preload(ClipDataset(test, data), progress=False)
     stores = {"all frames": whole, "some frames": shortened(whole)}
     print(f"{'row':<18}{'clips':<13}{'R@1 official':>13}{'repaired':>10}{'logits moved by':>17}")
-    for switch in SWITCHES:
-        model = load_model(trained(switch, arguments.runs, arguments.epochs))
+    for switch, run in zip(SWITCHES, runs, strict=True):
+        if switch.settings:
+            train(switch, run, arguments.epochs)
+        model = load_model(run)
         for name, store in stores.items():
             sides = [
-                evaluate(with_settings(model, change), test, data, store=store, progress=False)
-                for change in (switch.official, switch.repaired)
+                evaluate(with_setting(model, switch.key, value), test, data, store=store, progress=False)
+                for value in (switch.official, not switch.official)
             ]
             report(switch.row, name, *sides)
 
 
-def trained(switch: Switch, runs: Path, epochs: int) -> Path:
-    """The first seed's run of the comparison, or a run of its own where the row needs another model."""
-    if not switch.settings:
-        wanted = load_config(switch.preset, MIX).model
-        configs = sorted(runs.glob("*_s0_*/config.yaml"))
-        return next(path.parent for path in configs if load_config(path).model == wanted)
-    run_dir = runs / f"ledger_{switch.row.replace(' ', '_')}"
+def run_of(switch: Switch, runs: Path) -> Path:
+    """The first seed's run of the comparison, or a place of its own where the row needs another model."""
+    if switch.settings:
+        return runs / f"ledger_{switch.row.replace(' ', '_')}"
+    wanted = load_config(switch.preset, MIX).model
+    for path in sorted(runs.glob("*_s0_*/config.yaml")):
+        if load_config(path).model == wanted:
+            return path.parent
+    raise UserError(f"{runs}: no run of {switch.preset} with seed 0; notebook 70_compare makes them")
+
+
+def train(switch: Switch, run_dir: Path, epochs: int) -> None:
     config = load_config(switch.preset, {**MIX, **switch.settings, "train.epochs": epochs})
     fit(study.new_model(config), config, study.open_split(config, "train"), run_dir, progress=False)
-    return run_dir
 
 
 def shortened(store: FrameStore) -> FrameStore:
@@ -121,12 +107,10 @@ def shortened(store: FrameStore) -> FrameStore:
     return dataclasses.replace(store, clips=clips)
 
 
-def with_settings(model: RetrievalModel, changes: Mapping[str, Any]) -> RetrievalModel:
-    """The same weights under other settings of the model."""
-    values = to_dict(model.config)
-    for key, value in changes.items():
-        section, name = key.split(".")
-        values[section][name] = value
+def with_setting(model: RetrievalModel, key: str, value: bool) -> RetrievalModel:
+    """The same weights under another setting of the model."""
+    values, (section, name) = to_dict(model.config), key.split(".")
+    values[section][name] = value
     changed = RetrievalModel(model_config_from_dict(values), load_pretrained=False)
     changed.load_state_dict(model.state_dict())
     return changed.eval()

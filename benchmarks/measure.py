@@ -7,6 +7,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,12 +34,14 @@ class Options(argparse.ArgumentParser):
     """The options of a benchmark, which its docstring describes: `counts` are numbers from 1 on."""
 
     def __init__(self, text: str | None, **counts: int) -> None:
-        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.benchmark = Path(sys.argv[0]).stem
+        prog, form = f"xclip-lab bench {self.benchmark}", argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=text, formatter_class=form)
         for name, default in counts.items():
             self.add_argument(f"--{name}", type=count, default=default, help=f"default {default}")
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{Path(self.prog).stem}: {message}; --help tells the options")
+        raise UserError(f"{self.benchmark}: {message}; --help tells the options")
 
 
 def count(text: str) -> int:
@@ -89,9 +92,9 @@ def peak_of(way: Callable[[], object]) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would hide as much of the peak
     Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
-    before = _kilobytes("VmRSS")
+    before = held("VmRSS")
     way()
-    return (_kilobytes("VmHWM") - before) * 1024
+    return held("VmHWM") - before
 
 
 def _least(way: Callable[[], object]) -> float:
@@ -99,9 +102,10 @@ def _least(way: Callable[[], object]) -> float:
     return min(in_turn({"": way}, 1)[""] for _ in range(9))
 
 
-def _kilobytes(name: str) -> int:
+def held(name: str) -> int:
+    """Bytes that Linux says this process has, by the names of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(name)))
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,7 @@ class Machine:
     def __str__(self) -> str:
         return (
             f"{self.processor}, {self.cores} cores, {torch.get_num_threads()} threads, torch {self.torch}\n"
-            f"at most "
-            f"{self.product / 1e9:.0f} GFLOP/s in float32, {self.exponential / 1e9:.2f} G exp/s, "
+            f"at most {self.product / 1e9:.0f} GFLOP/s in float32, {self.exponential / 1e9:.2f} G exp/s, "
             f"{self.copy / 1e9:.0f} GB/s copied; load {os.getloadavg()[0]:.1f}"
         )
 
@@ -153,19 +156,20 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def report(name: str, title: str, machine: Machine, rows: list[Row]) -> None:
-    """Print the rows; keep them with the machine's facts, and a figure, in `runs/bench/`."""
+def report(name: str, title: str, machine: Any, rows: list[Row]) -> None:
+    """Print the rows; keep them with the machine's facts, and a figure, in `runs/bench/`.
+
+    Args:
+        machine: a dataclass such as `Machine`, whose text names the machine in the first line.
+    """
     print(f"{title}\n{machine}\n")
-    heads = ("seconds", 9), ("naive", 9), ("ratio", 7), ("aim", 6), ("floor", 8), ("of floor", 9), ("MiB", 7)
-    print(" " * 44 + "".join(f"{text:>{width}}" for text, width in heads))
+    _line("", ["seconds", "naive", "ratio", "aim", "floor", "of floor", "MiB"])
     for row in rows:
-        print(
-            f"{row.path:<44}{row.seconds:>9.3f}{_or_blank(row.baseline, '9.3f')}"
-            f"{_or_blank(row.ratio, '7.1f')}"
-            f"{_or_blank(row.aim, '6.1f')}{_or_blank(row.floor, '8.3f')}"
-            f"{_or_blank(row.floor and row.seconds / row.floor, '9.1f')}"
-            f"{_or_blank(row.peak and row.peak / MIB, '7.0f')}  {row.note}"
-        )
+        times = [row.ratio, row.aim, row.floor and row.seconds / row.floor]
+        ratio, aim, of_floor = ("" if value is None else f"{value:.1f}" for value in times)
+        seconds, naive, floor = (_digits(value) for value in (row.seconds, row.baseline, row.floor))
+        peak = "" if row.peak is None else f"{row.peak / MIB:.0f}"
+        _line(row.path, [seconds, naive, ratio, aim, floor, of_floor, peak], row.note)
     record = {
         "title": title,
         "options": sys.argv[1:],
@@ -181,7 +185,7 @@ def report(name: str, title: str, machine: Machine, rows: list[Row]) -> None:
 
 
 @styled
-def _figure(title: str, machine: Machine, rows: list[Row]) -> plt.Figure:
+def _figure(title: str, machine: Any, rows: list[Row]) -> plt.Figure:
     """How many times as fast as the naive way, with the aim as a mark."""
     figure, axis = plt.subplots(figsize=(8, 1.6 + 0.5 * len(rows)), layout="constrained")
     places = range(len(rows))
@@ -193,11 +197,15 @@ def _figure(title: str, machine: Machine, rows: list[Row]) -> plt.Figure:
     axis.set_yticks(places, [row.path for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel("times as fast as the naive way (black: the aim)")
-    about = f"{machine.processor}, {machine.cores} cores, torch {machine.torch}"
-    axis.set_title(f"{title}\n{about}", fontsize=10)
+    axis.set_title(f"{title}\n{str(machine).splitlines()[0]}", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _or_blank(value: float | None, form: str) -> str:
-    return f"{value:>{form}}" if value is not None else " " * int(form.split(".")[0])
+def _line(path: str, cells: list[str], note: str = "") -> None:
+    print(f"{path:<44}{''.join(f'{cell:>10}' for cell in cells)}  {note}".rstrip())
+
+
+def _digits(seconds: float | None) -> str:
+    """Three digits at the least, of a microsecond as of an hour."""
+    return "" if seconds is None else f"{seconds:.{max(0, 2 - math.floor(math.log10(seconds)))}f}"

@@ -1,16 +1,16 @@
 """A query against a library: how long it takes, and what the shortlist loses of the exact ranking.
 
-    xclip-lab bench search [--width 512]
+    xclip-lab bench search [--width 512] [--sizes 1000 5000 50000]
     xclip-lab bench search --run RUN
 
 With random features of X-CLIP's sizes (32 words, 12 frames; a query is one of the videos seen through noise)
-the time is what a person waits for. What a shortlist loses depends on the model: `--run` takes a trained one,
-all generated clips of its run as the library and every fourth of its test captions as a query.
+the time is what a person waits for; the naive way is the exact search. What a shortlist loses depends on the
+model: `--run` takes a trained one, all generated clips of its run as the library and every fourth of its test
+captions as a query.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from pathlib import Path
@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks.measure import Options, count
+from benchmarks.measure import Machine, Options, Row, count, report
+from benchmarks.models import FRAMES, config_of
 from xclip_lab import load_dataset, load_model
 from xclip_lab.config import load_config
 from xclip_lab.model import create_model
 from xclip_lab.search import EXACT_UP_TO, SHORTLIST, Library, open_library
 from xclip_lab.tokens import TokenSet
 
-TOP, QUERIES, LENGTH = 10, 5, 12
+TOP, QUERIES = 10, 5
 EXACT = {"exact_up_to": 10**9}
 
 
@@ -44,59 +45,60 @@ def main() -> None:
     parser.add_argument("--sizes", type=count, nargs="+", default=[1000, 5000, 50000], help="videos")
     parser.add_argument("--run", help="a run on generated clips")
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    if arguments.run is not None:
-        return trained(arguments.run)
-    print(f"{'videos':>8}{'exact, ms':>12}{f'shortlist of {SHORTLIST}, ms':>24}{'of the exact top 10':>22}")
-    for size in arguments.sizes:
-        library = random_library(size, arguments.width)
-        queries = [str(number) for number in torch.linspace(0, size - 1, QUERIES).long().tolist()]
-        exact, of_exact = timed(library, queries, **EXACT)
-        short, of_short = timed(library, queries, exact_up_to=0)
-        note = "" if size > EXACT_UP_TO else "  (exact is used)"
-        print(f"{size:>8}{exact:>12.0f}{short:>24.0f}{shared(of_exact, of_short):>22.0%}{note}", flush=True)
+    machine = Machine.measured()
+    if arguments.run is None:
+        rows = [planted(size, arguments.width) for size in arguments.sizes]
+    else:
+        rows = trained(arguments.run)
+    report("search", "A query, by a shortlist and exactly", machine, rows)
 
 
-def trained(run: str) -> None:
+def planted(size: int, width: int) -> Row:
+    library = random_library(size, width)
+    queries = [str(number) for number in torch.linspace(0, size - 1, QUERIES).long().tolist()]
+    exact, of_exact = timed(library, queries, **EXACT)
+    short, of_short = timed(library, queries, exact_up_to=0)
+    note = f"{shared(of_exact, of_short):.0%} of the exact top {TOP} in it"
+    note += "" if size > EXACT_UP_TO else "; so few are searched exactly"
+    return Row(f"{size:,} videos, shortlist of {SHORTLIST}", short, exact, note=note)
+
+
+def trained(run: str) -> list[Row]:
     data = load_config(Path(run, "config.yaml")).data
     library = open_library(Path(data.root, "videos"), load_model(run))
     captions = [sample.caption for sample in load_dataset(data.dataset, "test", data.root).samples][::4]
     exact, of_exact = timed(library, captions, **EXACT)
-    print(f"{len(library)} videos, {len(captions)} captions, exact {exact:.0f} ms")
+    print(f"{len(captions)} captions of {run}")
+    rows = []
     for shortlist in (50, 100, 200, SHORTLIST, 1000):
         took, found = timed(library, captions, exact_up_to=0, shortlist=shortlist)
         first = sum(a[0] == b[0] for a, b in zip(of_exact, found, strict=True)) / len(captions)
-        print(
-            f"shortlist of {shortlist:>5}: {took:.0f} ms, {shared(of_exact, found):.1%} of the exact top "
-            f"{TOP} in it, the same first video for {first:.1%}"
-        )
+        note = f"{shared(of_exact, found):.1%} of the exact top {TOP} in it, the same first for {first:.1%}"
+        rows.append(Row(f"{len(library):,} videos, shortlist of {shortlist}", took, exact, note=note))
+    return rows
 
 
 def random_library(size: int, width: int) -> Library:
-    towers = {"embed_dim": width, "text_width": 64, "text_heads": 1, "text_layers": 1}
-    towers |= {"vision_width": 64, "vision_heads": 1, "vision_layers": 1, "image_size": 32}
-    settings = {f"towers.architecture.{name}": value for name, value in towers.items()}
-    settings |= {"max_words": 32, "max_frames": LENGTH, "temporal.agg_module": "meanP"}
-    config = load_config("quickstart", settings)
+    config = config_of("xclip", "meanP", embed_dim=width)
     torch.manual_seed(0)
-    frames = torch.randn(size, LENGTH, width) + torch.randn(size, 1, width)  # a video's frames are alike
+    frames = torch.randn(size, FRAMES, width) + torch.randn(size, 1, width)  # a video's frames are alike
     pooled = normalize(normalize(frames, dim=-1).mean(1), dim=-1)
-    video = TokenSet(pooled, frames, torch.ones(size, LENGTH, dtype=torch.int64))
+    video = TokenSet(pooled, frames, torch.ones(size, FRAMES, dtype=torch.int64))
     names = [f"v{number}" for number in range(size)]
-    seconds = torch.arange(float(LENGTH)).expand(size, -1)
+    seconds = torch.arange(float(FRAMES)).expand(size, -1)
     paths = [Path(name) for name in names]
     return Planted(create_model(config).eval(), config, names, paths, video, seconds, {}, 0)
 
 
 def timed(library: Library, queries: list[str], **how: int) -> tuple[float, list[list[str]]]:
-    """Milliseconds a query (the median), and the first videos of each."""
+    """Seconds a query (the median), and the first videos of each."""
     taken, found = [], []
     library.search(queries[0], **how)
     for query in queries:
         torch.manual_seed(len(found))
         began = time.perf_counter()
         hits = library.search(query, TOP, **how).hits
-        taken.append(1000 * (time.perf_counter() - began))
+        taken.append(time.perf_counter() - began)
         found.append([hit.video for hit in hits])
     return statistics.median(taken), found
 

@@ -10,19 +10,21 @@ the rate of a bfloat16 product. The losses of the first step, from the same weig
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Machine, Options, Row, in_turn, report
-from xclip_lab import Batch, create_model
+from benchmarks.models import SIDE, batch_of
+from xclip_lab import create_model
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.distributed import Ranks
 from xclip_lab.optim import create_optimizer
 from xclip_lab.step import Stepper
 
-TOLERANCE = 0.02
+TOLERANCE, VOCABULARY = 0.02, 49_408
 WAYS = {
     "official": {"train.precision": "fp32", "optim.recipe": "official"},
     "bf16": {"train.precision": "bf16", "optim.recipe": "modern"},
@@ -34,12 +36,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.pairs < 2:
         parser.error("--pairs: the loss of fewer than 2 pairs is 0 whatever the model")
-    machine, batch = Machine.measured(), batch_of(arguments.pairs)
+    machine, batch = Machine.measured(), batch_of(arguments.pairs, VOCABULARY, SIDE)
     steppers = {name: stepper(keys) for name, keys in WAYS.items()}
     first = {name: way.make(1, [batch])["loss"] for name, way in steppers.items()}
-    seconds = in_turn(
-        {name: lambda way=way: way.make(2, [batch]) for name, way in steppers.items()}, arguments.repeats
-    )
+    ways = {name: partial(way.make, 2, [batch]) for name, way in steppers.items()}
+    seconds = in_turn(ways, arguments.repeats)
     with FlopCounterMode(display=False) as counter:
         steppers["official"].model.loss(batch)["loss"].backward()
     floor = counter.get_total_flops() / bfloat16_rate()
@@ -59,14 +60,6 @@ def stepper(keys: dict[str, str]) -> Stepper:
     model = create_model(config)
     optimizer = create_optimizer(list(model.named_parameters()), config.optim, 100)
     return Stepper(model.train(), optimizer, config, Ranks(), torch.device("cpu"), Path("none"))
-
-
-def batch_of(pairs: int) -> Batch:
-    torch.manual_seed(0)
-    ids = torch.randint(1, 49_000, (pairs, 32))
-    ids[:, -1] = 49_407
-    video = torch.randint(0, 256, (pairs, 12, 3, 224, 224), dtype=torch.uint8)
-    return Batch(ids, torch.ones_like(ids), video, torch.ones(pairs, 12, dtype=torch.int64))
 
 
 def bfloat16_rate() -> float:

@@ -361,8 +361,8 @@ def _parser() -> _Parser:
         "bench",
         commands.bench,
         "measure a hot path",
-        "Without a name, lists what can be measured. Each is timed in turn with a naive way written from the "
-        "formulas, in one process; `xclip-lab bench NAME --help` tells its own options.",
+        "Without a name, lists what can be measured. Where there is a naive way to compare with, it runs in "
+        "the same process; `xclip-lab bench NAME --help` tells what is measured how, and the options.",
         example="xclip-lab bench scores",
     )
     bench.add_argument("name", nargs="?", metavar="NAME", help="scores, aosm and the like")

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
 """Prefix of everything that is being written; what carries it after a kill is rubbish."""
 
 
+@contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Where to write the file or folder that then takes the place of `path`; it is gone if that fails. By
+    default one beside it, for a single writer."""
+    temporary = temporary or path.with_name(TEMPORARY + path.name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by a file that holds `text`. Raises OSError and leaves the old file where it cannot."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text)
         sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path`, in a folder that is made where it is not there. Through a temporary file of its own,
     whatever process on whatever machine writes beside it. Raises OSError where it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")
-    try:
+    with replacing(path, path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")) as temporary:
         temporary.write_bytes(content)
         sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def point_link(link: Path, target: str) -> None:
@@ -42,6 +49,13 @@ def point_link(link: Path, target: str) -> None:
     temporary.symlink_to(target)
     os.replace(temporary, link)
     sync(link.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def sync(path: Path) -> None:

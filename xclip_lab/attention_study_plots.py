@@ -7,11 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from xclip_lab.attention_maps import BASELINES
-from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, styled
+from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, label_cells, styled, write_cells
 from xclip_lab.pointing import CONTENT_CLASSES
 
 _MARKERS = "osD^vX"
 _SHADES = (DARK, MIDDLE, LIGHT)
+_CURVES = 6
 MEASURES = {
     "pointing": "points at\nown frame",
     "mass": "mass on\nown frames",
@@ -104,24 +105,22 @@ def classes_figure(table: pd.DataFrame, model: str) -> Figure | None:
         grid = rows[rows["measure"] == measure].pivot(index="map", columns="word_class", values="value")
         grid = grid.reindex(index=maps, columns=classes)
         axis.imshow(grid, cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(grid.to_numpy()):
-            colour = "white" if value < 0.5 else "black"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=10)
-        axis.set_xticks(range(len(classes)), classes)
+        shown = grid.to_numpy()
+        colours = np.where(shown < 0.5, "white", "black")
+        write_cells(axis, np.vectorize("{:.2f}".format)(shown), colours, fontsize=10)
+        label_cells(axis, classes)
         axis.set(xlabel="class of the word", title=title)
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
     panels[0].set_yticks(range(len(maps)), maps)
     return figure
 
 
 @styled
-def removal_figure(table: pd.DataFrame, model: str, most: int = 6) -> Figure:
+def removal_figure(table: pd.DataFrame, model: str) -> Figure:
     """How the logit falls as frames are taken away, the most attended first (deletion) or last (insertion).
 
     Args:
-        table: of `attention_study`. model: one of its models. most: maps drawn, those that find what the
-            logit hangs on best; the uniform map, a random order, always.
+        table: of `attention_study`. model: one of its models. Drawn are the maps that find what the logit
+            hangs on best, and the uniform map, a random order.
     """
     rows = table[table["model"] == model]
     best = rows[(rows["measure"] == "deletion") & (rows["map"] != "uniform")].sort_values("value")["map"]
@@ -129,7 +128,7 @@ def removal_figure(table: pd.DataFrame, model: str, most: int = 6) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     titles = ("deletion: most attended go first", "insertion: most attended stay longest")
     for axis, kind, title in zip(panels, ("deletion", "insertion"), titles, strict=True):
-        for number, name in enumerate([*best[::-1][:most], "uniform"]):
+        for number, name in enumerate([*best[::-1][:_CURVES], "uniform"]):
             curve = rows[(rows["measure"] == f"{kind}_curve") & (rows["map"] == name)].sort_values("removed")
             look = {"color": "black", "ls": ":", "lw": 2, "label": "random order"}
             if name != "uniform":

@@ -12,7 +12,7 @@ from xclip_lab.errors import UserError
 from xclip_lab.registry import did_you_mean
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-_SHARED = ("measure", "official")
+_SHARED = ("measure", "models", "official")
 
 
 def benchmarks() -> dict[str, str]:

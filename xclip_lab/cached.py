@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from xclip_lab.backbone import sentence_places
 from xclip_lab.batching import Batch
+from xclip_lab.errors import TrainingError
 from xclip_lab.live_bytes import LiveBytes
-from xclip_lab.memory import free_memory, is_out_of_memory
+from xclip_lab.memory import free_memory, room_for
 from xclip_lab.model import Gather, RetrievalModel, as_they_are
 
 _SHARE = 0.8  # of the free memory; the features, the head and what nobody counts need the rest
@@ -58,28 +59,39 @@ def fitting_chunk(
 
     Args:
         pair: one of the largest size, on the model's device.
+
+    Raises:
+        TrainingError: not even one pair fits.
     """
     free = free_memory(pair.video.device)
     if free is None or most == 1:
         return most
     room = free * _SHARE - _KEPT * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # One pair only where two are all: with a single row some operations need no copy.
+    with room_for(_not_one):
+        one = _live_bytes(model, pair, 1, autocast)
+    if max(one) > free:
+        raise _not_one()
+    fits = room / max(one)
+    # From one pair only where two are all: with a single row some operations need no copy.
     few = min(2, most - 1)
-    try:
-        fewer, more = (_live_bytes(model, pair, count, autocast) for count in (few, few + 1))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return 1
-    if len(fewer) != len(more):  # other operations for other numbers: only the largest can be compared
-        fewer, more = [max(fewer)], [max(more)]
-    # Each tensor grows evenly with the pairs, and so does what is alive at any moment.
-    fits = min(
-        (few + (room - less) / (much - less) for less, much in zip(fewer, more, strict=True) if much > less),
-        default=most,
-    )
+    if max(one) * (few + 1) <= free:  # or so many are not tried
+        with room_for(_not_one):
+            fewer = one if few == 1 else _live_bytes(model, pair, few, autocast)
+            more = _live_bytes(model, pair, few + 1, autocast)
+        if len(fewer) != len(more):  # other operations for other numbers: only the largest can be compared
+            fewer, more = [max(fewer)], [max(more)]
+        # Each tensor grows evenly with the pairs, and so does what is alive at any moment.
+        growth = [(less, much - less) for less, much in zip(fewer, more, strict=True) if much > less]
+        fits = min((few + (room - less) / by for less, by in growth), default=most)
     chunks = -(-most // max(1, int(min(fits, most))))
     return -(-most // chunks)
+
+
+def _not_one() -> TrainingError:
+    return TrainingError(
+        "memory does not hold what the towers need for one pair; try towers.gradient_checkpointing=true, "
+        "train.precision=bf16 or a lower max_frames"
+    )
 
 
 def _words(model: RetrievalModel) -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,21 +11,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from xclip_lab.check_report import Elsewhere, Look, Report, SplitCheck
-from xclip_lab.datasets import load_dataset
-from xclip_lab.datasets.base import (
-    DATASETS,
-    FAMILY_NAMES,
-    PROTOCOLS,
-    Family,
-    Protocol,
-    Source,
-)
+from xclip_lab.datasets import check_place, load_dataset
+from xclip_lab.datasets.base import PROTOCOLS, Family, Protocol, Source
 from xclip_lab.datasets.files import find_all, listed_ids, listing
 from xclip_lab.datasets.folder import VIDEO_SUFFIXES
 from xclip_lab.datasets.overlap import digest, of_equal_size, overlap
 from xclip_lab.datasets.reading import asked_for
 from xclip_lab.errors import ConfigError, DatasetError, VideoError
-from xclip_lab.registry import did_you_mean
 from xclip_lab.video import probe, read_frames_and_decoder
 from xclip_lab.workers import usable_cores, watched
 
@@ -69,21 +61,13 @@ def check(
     Raises:
         ConfigError, DatasetError: no such dataset, protocol, split or folder. All else is in the report.
     """
-    DATASETS[name]  # raises where there is none of that name
-    if family is not None and family not in FAMILY_NAMES:
-        known = ", ".join(FAMILY_NAMES)
-        raise ConfigError(f"unknown family {family!r}{did_you_mean(family, FAMILY_NAMES)} (known: {known})")
+    check_place(name, root, videos, family)
     workers = usable_cores() if workers is None else workers
     if workers < 0:
         raise ConfigError(
             f"workers: {workers} is not allowed (0: this process alone; or some number of others)"
         )
     root, place = Path(root), Path(videos or root)
-    for folder in (root, place):
-        if not folder.exists():
-            raise DatasetError(
-                f"dataset {name!r}: {folder} does not exist; name the place where its files lie"
-            )
     rules: Protocol | None = None
     if name in PROTOCOLS:
         protocol, _ = asked_for(name, Source(root, split or "test", protocol))

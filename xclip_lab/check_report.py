@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 from xclip_lab import atomic
 from xclip_lab.datasets.base import Known, VideoTextDataset
 from xclip_lab.datasets.overlap import Overlap
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import first_few, writing
 
 _USES = {"evaluation": ("test",), "training": ("train", "val")}
 _MARKS = 2  # a caption's start and end take two of its `max_words` places
 _LENGTHS = (32, 64, 77)  # the papers' `max_words`, and CLIP's positions
-_SHOWN = 5
 _LINES = ("\n    ", "\n    ")
 
 
@@ -235,11 +234,9 @@ class Report:
     def save(self, path: str | Path) -> Path:
         """Write `to_dict` as JSON. Raises DatasetError where that cannot be."""
         path = Path(path)
-        try:
+        with writing(path, " for the report"):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
-        except OSError as error:
-            raise DatasetError(f"{path}: the report cannot be written ({error.strerror})") from error
         return path
 
     def __str__(self) -> str:
@@ -297,8 +294,7 @@ def _spoken(verdicts: dict[str, list[str]]) -> list[str]:
 
 def _first(texts: Sequence[str], before: str = " ", between: str = ", ") -> str:
     """How many there are, and a few of them."""
-    shown = [*texts[:_SHOWN], *(["..."] if len(texts) > _SHOWN else [])]
-    return f"({len(texts):,})" + (f":{before}{between.join(shown)}" if texts else "")
+    return f"({len(texts):,})" + (f":{before}{first_few(texts, between)}" if texts else "")
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, first_few
 
 if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
@@ -78,7 +78,9 @@ def train(arguments: Namespace) -> None:
         if result.broken:
             print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
         print(
-            f"trained for {result.steps} steps in {result.seconds:.0f} s; the model is {result.checkpoint}\n"
+            f"trained for {result.steps} steps in {result.seconds:.0f} s, "
+            f"{result.history[-1]['wait']:.0%} of the last epoch waiting for clips; the model is "
+            f"{result.checkpoint}\n"
             f"next: xclip-lab evaluate {run_dir}"
         )
 
@@ -154,7 +156,8 @@ def _refuse_model_keys(keys: Iterable[str], file: Path, official: bool) -> None:
         if official and section == "towers" and rest.split(".")[0] in _TOLD_BY_TOWERS:
             raise ConfigError(f"{key}: the weights and shapes in {file} tell that; leave it out")
         if not official and section in {field.name for field in dataclasses.fields(ModelConfig)}:
-            raise ConfigError(f"{key}: {file} holds the model with its own settings; train another one")
+            instead = "give evaluate --backend" if key == "head.backend" else "train another one"
+            raise ConfigError(f"{key}: {file} holds the model with its own settings; {instead}")
 
 
 def _refuse_contradictions(
@@ -187,7 +190,7 @@ def embed(arguments: Namespace) -> None:
     for dataset in study.open_splits(config, arguments.split):
         place = store_features(model, dataset, config, arguments.out, arguments.precision)
         lost = left_out(place)
-        without = f", without {len(lost)} that cannot be read: {', '.join(list(lost)[:5])}" if lost else ""
+        without = f", without {len(lost)} that cannot be read: {first_few(lost)}" if lost else ""
         print(f"{dataset.split}: {len(dataset)} captions, {len(dataset.videos)} videos{without} in {place}")
     print(f"next: train what follows the towers with --data.features {arguments.out}")
 

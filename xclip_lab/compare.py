@@ -267,12 +267,8 @@ def _level_rows(
     result: Result, truth: Mapping[str, ClipTruth], hits: np.ndarray, reference: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """R@1 of all captions and of each level, from the `hits [seeds, captions]` of one model, in percent."""
-    groups = {"all": np.ones(len(result.captions), dtype=bool)}
-    if truth:
-        levels = np.array([truth[result.videos[column]].level for column in result.text_to_video])
-        groups |= {name: levels == level for level, name in study.LEVELS.items() if (levels == level).any()}
     clusters = _query_clusters(result)
-    for name, chosen in groups.items():
+    for name, chosen in study.level_groups(result, truth).items():
         own, by_seed = hits[:, chosen].mean(0), hits[:, chosen].mean(1)
         recall = cluster_mean_interval(own, clusters[chosen])
         gain = cluster_mean_interval(own - reference[chosen], clusters[chosen])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from xclip_lab.atomic import write_text
 from xclip_lab.consistency import check_together, refuse_head_as_agg_module
 from xclip_lab.datasets.base import Family
 from xclip_lab.errors import ConfigError
@@ -370,8 +371,8 @@ def default_values(head: str) -> dict[str, Any]:
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
-    """Write the resolved config as YAML; `load_config(path)` reads it."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the resolved config as YAML, whole or not at all; `load_config(path)` reads it."""
+    write_text(Path(path), yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _head_name(values: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xclip_lab.check_report import Report
-from xclip_lab.drawing import MIDDLE, WEIGHT_MAP, styled
+from xclip_lab.drawing import MIDDLE, WEIGHT_MAP, label_cells, styled, write_cells
 
 _BINS = 40
 _SHOWN_SHARE = 99.5  # percent of the values; the few that are longer share the last bar
@@ -73,18 +73,12 @@ def overlap_matrix(report: Report) -> Figure | None:
     axis = figure.subplots()
     axis.set_facecolor("0.9")
     image = axis.imshow(np.ma.array(shares, mask=alone), cmap=WEIGHT_MAP, vmin=0, vmax=100, aspect="auto")
-    for (row, column), count in np.ndenumerate(counts):
-        dark = shares[row, column] < 50 and not alone[row, column]
-        colour = "white" if dark else "black"
-        text = "-" if np.isnan(count) else f"{count:,.0f}"
-        axis.text(column, row, text, ha="center", va="center", color=colour)
-    axis.set_xticks(range(len(names)), names)
+    texts = [["-" if np.isnan(count) else f"{count:,.0f}" for count in row] for row in counts]
+    write_cells(axis, np.array(texts), np.where((shares < 50) & ~alone, "white", "black"))
     others = [f"{name}\n({found.videos:,})" for name, found in report.elsewhere.items()]
-    axis.set_yticks(range(len(heights)), [*names, *others])
+    label_cells(axis, names, [*names, *others])
     if others:
         axis.axhline(len(names) - 0.5, color="white", lw=4)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axis, label="videos in both (%)", ticks=[0, 50, 100], pad=0.03)
     bar.outline.set_visible(False)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -80,6 +80,22 @@ def draw_outline(axis: Axes, cells: np.ndarray, width: float = 1.4) -> None:
             lines, colors=colour, linewidths=line_width, capstyle="projecting", clip_on=False, zorder=3
         )
         axis.add_collection(drawn, autolim=False)
+
+
+def write_cells(axis: Axes, texts: np.ndarray, colours: np.ndarray, up: float = 0.0, **style: Any) -> None:
+    """Write into the cells of an image, `up` of a cell above their middles; both arrays `[rows, columns]`."""
+    for row, column in np.argwhere(texts != ""):
+        at = row, column
+        axis.text(column, row - up, texts[at], ha="center", va="center", color=str(colours[at]), **style)
+
+
+def label_cells(axis: Axes, columns: Sequence[str], rows: Sequence[str] | None = None) -> None:
+    """Names of an image's columns and rows (None: an axis beside it has them), without ticks or a border."""
+    axis.set_xticks(range(len(columns)), columns)
+    if rows is not None:
+        axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 def draw_bars(

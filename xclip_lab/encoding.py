@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,12 +21,11 @@ from xclip_lab.clips import FrameStore
 from xclip_lab.config import RunConfig, to_dict
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.distributed import Ranks
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import ConfigError, DatasetError, count_and_first
 from xclip_lab.features import StoredClips, open_clips
-from xclip_lab.memory import free_memory
+from xclip_lab.memory import free_memory, room_for
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint
-from xclip_lab.result import count_and_first
 from xclip_lab.text import tokenize
 from xclip_lab.tokens import TokenSet
 
@@ -96,7 +96,7 @@ def encode(
             raise _too_many_missing(dataset, gone, allowed)
     loader = make_loader(clips, order=range(own.start, own.stop), batch_size=batch_size)
     device, made = model.logit_scale.device, []
-    with evaluating(model):
+    with evaluating(model), _batch_fits(batch_size):
         for batch in tqdm(loader, "encode videos", unit="batch", disable=not progress, leave=False):
             if len(loader.broken) <= allowed:  # beyond that, only to name every file that is to be mended
                 batch = batch.to(device)
@@ -111,9 +111,9 @@ def encode(
     rows = np.flatnonzero(~np.isin([sample.video_id for sample in dataset.samples], missing))
     kept = _only(dataset, rows)
     text: TextBlocks = (
-        StoredTexts(model, clips, rows, batch_size)
+        Texts.stored(model, clips, rows, batch_size)
         if isinstance(clips, StoredClips)
-        else Texts(model, [sample.caption for sample in kept.samples], batch_size)
+        else Texts.of(model, [sample.caption for sample in kept.samples], batch_size)
     )
     return Encoded(TokenSet.cat(parts), text, kept, rows, fingerprint, missing, decoders)
 
@@ -128,65 +128,60 @@ def encode_texts(model: RetrievalModel, captions: Sequence[str], batch_size: int
     return TokenSet.cat(parts)
 
 
-@dataclass(frozen=True)
 class Texts:
-    """Captions `[T]`, `batch_size` of which pass the text tower at a time."""
+    """T captions, encoded when they are asked for: by whole batches, that begin at multiples of `batch_size`.
+    The last one stays, for the next rows may begin in it.
 
-    model: RetrievalModel
-    captions: Sequence[str]
-    batch_size: int
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, rows: slice) -> TokenSet:
-        def encode_batch(own: slice) -> TokenSet:
-            return encode_texts(self.model, self.captions[own], self.batch_size)
-
-        return _in_batches(encode_batch, rows, len(self), self.batch_size)
-
-
-@dataclass(frozen=True)
-class StoredTexts:
-    """Captions whose word features are stored: they are read and encoded when they are asked for.
-
-    Attributes:
-        rows: `[T]`, the captions' places in the store. batch_size: so many of them at a time.
+    Args:
+        encode_batch: the features of some rows.
     """
 
-    model: RetrievalModel
-    clips: StoredClips
-    rows: np.ndarray
-    batch_size: int
+    def __init__(self, count: int, batch_size: int, encode_batch: Callable[[slice], TokenSet]) -> None:
+        self._count, self._batch_size, self._encode_batch = count, batch_size, encode_batch
+        self._last: tuple[int, TokenSet | None] = (0, None)
+
+    @classmethod
+    def of(cls, model: RetrievalModel, captions: Sequence[str], batch_size: int) -> Texts:
+        return cls(len(captions), batch_size, lambda rows: encode_texts(model, captions[rows], batch_size))
+
+    @classmethod
+    def stored(cls, model: RetrievalModel, clips: StoredClips, rows: np.ndarray, batch_size: int) -> Texts:
+        """Captions whose word features are stored, `rows [T]` of the store."""
+
+        @torch.no_grad()
+        def encode_batch(some: slice) -> TokenSet:
+            words, mask = clips.texts(rows[some])
+            device = model.logit_scale.device
+            return model.encode_text(words.to(device), mask.to(device))
+
+        return cls(len(rows), batch_size, encode_batch)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._count
 
-    @torch.no_grad()
     def __getitem__(self, rows: slice) -> TokenSet:
-        def encode_batch(own: slice) -> TokenSet:
-            words, mask = self.clips.texts(self.rows[own])
-            device = self.model.logit_scale.device
-            return self.model.encode_text(words.to(device), mask.to(device))
+        start, stop, _ = rows.indices(self._count)
+        first = start // self._batch_size * self._batch_size
+        parts = [self._batch(at) for at in range(first, stop, self._batch_size)]
+        return TokenSet.cat(parts)[start - first : stop - first]
 
-        return _in_batches(encode_batch, rows, len(self), self.batch_size)
-
-
-def _in_batches(encode_batch: Callable[[slice], TokenSet], rows: slice, count: int, size: int) -> TokenSet:
-    """Rows of `count` captions, of which whole batches that begin at multiples of `size` are encoded."""
-    start, stop, _ = rows.indices(count)
-    first = start // size * size
-    parts = [encode_batch(slice(at, min(at + size, count))) for at in range(first, stop, size)]
-    return TokenSet.cat(parts)[start - first : stop - first]
+    def _batch(self, start: int) -> TokenSet:
+        at, batch = self._last
+        if at != start or batch is None:
+            with _batch_fits(self._batch_size):
+                batch = self._encode_batch(slice(start, min(start + self._batch_size, self._count)))
+            self._last = start, batch
+        return batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptTexts:
-    """Captions that are asked for again in the same blocks: encoded once, where a quarter of the free memory
-    takes them all."""
+    """Captions that are asked for again in the same blocks: encoded once, where a quarter of the memory that
+    is free at the first takes them all."""
 
     of: TextBlocks
     _blocks: dict[tuple[int, int], TokenSet] = field(default_factory=dict)
+    _fits: bool | None = None
 
     def __len__(self) -> int:
         return len(self.of)
@@ -196,12 +191,24 @@ class KeptTexts:
         if place in self._blocks:
             return self._blocks[place]
         block = self.of[rows].to("cpu")
-        tensors = (block.pooled, block.tokens, block.mask, *block.extra.values())
-        needed = sum(value.nbytes for value in tensors) / len(block) * len(self)
-        free = free_memory(torch.device("cpu"))
-        if free is None or 4 * needed <= free:
+        if self._fits is None:
+            tensors = (block.pooled, block.tokens, block.mask, *block.extra.values())
+            needed = sum(value.nbytes for value in tensors) / len(block) * len(self)
+            free = free_memory(torch.device("cpu"))
+            self._fits = free is None or 4 * needed <= free
+        if self._fits:
             self._blocks[place] = block
         return block
+
+
+def _batch_fits(batch_size: int) -> AbstractContextManager[None]:
+    """A full memory as the batch's fault."""
+    remedy = f"try {batch_size // 2}" if batch_size > 1 else "free some, or lower max_frames"
+    return room_for(
+        lambda: ConfigError(
+            f"evaluation.batch_size: {batch_size} at a time in the towers do not fit into memory; {remedy}"
+        )
+    )
 
 
 def _too_many_missing(dataset: VideoTextDataset, broken: Mapping[str, str], allowed: int) -> DatasetError:

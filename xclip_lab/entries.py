@@ -112,9 +112,9 @@ def rows_of(cells: Sequence[Cell]) -> dict[str, list[str]]:
     return rows
 
 
-def folder_of(checkpoints: Checkpoints, root: str | Path = "runs") -> Path:
-    """Where a comparison lies: `<root>/comparison_<hash>`, another for each choice of runs."""
-    return Path(root) / f"comparison_{hashlib.sha256(repr(checkpoints).encode()).hexdigest()[:8]}"
+def folder_of(checkpoints: Checkpoints) -> Path:
+    """Where a comparison lies: `runs/comparison_<hash>`, another for each choice of runs."""
+    return Path("runs") / f"comparison_{hashlib.sha256(repr(checkpoints).encode()).hexdigest()[:8]}"
 
 
 def open_clips(entries: Mapping[str, Entry], overrides: Mapping[str, Any]) -> ClipDataset | None:

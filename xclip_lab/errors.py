@@ -1,15 +1,15 @@
-"""Errors that are the user's to mend. The command line prints each as one line and exits with code 2."""
+"""Errors that are the user's to mend, and how they are worded. The command line prints each as one line and
+exits with code 2."""
 
 import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
-
-def disk_remedy(error: OSError) -> str:
-    """What to do about a disk that does not take a file."""
-    return (
-        "make room or choose another place"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else "choose another place"
-    )
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FEW = 5
 
 
 class UserError(Exception):
@@ -42,3 +42,64 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot start or go on: a folder in use, a loss that is not finite, a disk that is full."""
+
+
+@contextmanager
+def writing(place: str | Path, then: str = "", kind: type[UserError] = DatasetError) -> Iterator[None]:
+    """Files that are written at `place`: a disk that does not take them is one line, which ends in `then`.
+
+    Raises:
+        UserError: of this `kind`, instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = error.filename2 or error.filename or place  # the second is what was to be replaced
+        raise kind(f"{file}: {one_line(error)}; {disk_remedy(error)}{then}") from error
+
+
+def disk_remedy(error: BaseException) -> str:
+    """What to do about a disk that does not take a file."""
+    number = _error_number(error)
+    if number == errno.EFBIG:
+        return "raise the limit on the size of a file (ulimit -f)"
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    return "make room or choose another place" if full else "choose another place"
+
+
+def one_line(error: BaseException) -> str:
+    """An error's reason without line breaks or the C++ stack that torch adds; of a disk error the system's
+    own words, whatever it is wrapped in."""
+    number = _error_number(error)
+    if number in DISK_ERRORS:
+        return os.strerror(number)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of a failure, or of the one during whose handling it came about."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        named = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors words it
+        if named:
+            return int(named[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def first_few(names: Iterable[object], between: str = ", ") -> str:
+    """Five names at most, and whether there are more.
+
+    >>> first_few("abcdef")
+    'a, b, c, d, e, ...'
+    """
+    shown = [*map(str, names)]
+    return between.join([*shown[:_FEW], "..."] if len(shown) > _FEW else shown)
+
+
+def count_and_first(videos: Sequence[str]) -> str:
+    """`3 videos: a, b, c`, at most five names."""
+    return f"{len(videos)} video{'s' if len(videos) > 1 else ''}: {first_few(videos)}"

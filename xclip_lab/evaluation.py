@@ -14,15 +14,14 @@ from xclip_lab.config import RunConfig, config_from_dict
 from xclip_lab.datasets import DATASETS, VideoTextDataset, load_dataset
 from xclip_lab.distributed import Ranks
 from xclip_lab.encoding import Encoded, KeptTexts, TextBlocks, encode
-from xclip_lab.errors import ConfigError, DatasetError
+from xclip_lab.errors import ConfigError, DatasetError, count_and_first
 from xclip_lab.guards import check_evaluation, known_videos
 from xclip_lab.memory import similarity_matrix
 from xclip_lab.metrics import BlockedRanks
 from xclip_lab.model import RetrievalModel, computed_by
 from xclip_lab.provenance import dataset_fingerprint, versions
 from xclip_lab.rerank import dual_softmax, qb_norm
-from xclip_lab.result import Result, count_and_first
-from xclip_lab.scoring import rank_in_blocks as rank_in_blocks
+from xclip_lab.result import Result
 from xclip_lab.scoring import score as score
 from xclip_lab.scoring import scored
 from xclip_lab.text import check_vocabulary

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import platform
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
@@ -23,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from xclip_lab import atomic, sampling
-from xclip_lab.errors import ConfigError, DatasetError, VideoError
+from xclip_lab.errors import ConfigError, DatasetError, VideoError, first_few, writing
 from xclip_lab.frame_folder import NOTE_FILE
 from xclip_lab.video import VideoInfo, iterate_frames, probe
 from xclip_lab.workers import watched
@@ -34,8 +32,8 @@ FAILURES_FILE = "failures.json"
 _DEFAULTS: dict[To, tuple[float, int | None]] = {"frames": (5.0, None), "video": (3.0, 224)}
 _JPEG_QUALITY = 95  # about FFmpeg's best, which CLIP2Video's script asks for
 _MAX_FRAMES = 1_000_000
-_SHOWN = 5
 _CLOCK_ERROR = 1e-4
+_TIMEOUT_S = 600.0  # after which a decoder counts as stuck with a video
 
 
 @dataclass
@@ -50,8 +48,9 @@ class Exported:
     def __str__(self) -> str:
         lines = [f"{self.written} videos written, {self.found} were there already"]
         if self.failed:
+            reasons = (f"{name}: {reason}" for name, reason in self.failed.items())
             lines.append(f"{len(self.failed)} videos cannot be read (all of them are in {FAILURES_FILE}):")
-            lines += [f"  {name}: {reason}" for name, reason in list(self.failed.items())[:_SHOWN]]
+            lines.append("  " + first_few(reasons, "\n  "))
         return "\n".join(lines)
 
 
@@ -62,7 +61,6 @@ def export(
     fps: float | None = None,
     short_side: int | None = None,
     workers: int = 0,
-    timeout_s: float = 600.0,
     progress: bool = True,
 ) -> Exported:
     """Write videos to `out/NAME/00000001.jpg` and so on, or to `out/NAME.mp4`.
@@ -74,7 +72,7 @@ def export(
     Args:
         videos: by name, such as `video7010` or `movie/clip` (see `names`).
         to: `frames` or `video`. fps, short_side: as in `to_frames` and `to_video`, None for their defaults.
-        workers: processes; 0 works in this one. timeout_s: seconds after which a decoder counts as stuck.
+        workers: processes; 0 works in this one.
 
     Raises:
         ConfigError: another `to`, or an impossible rate or size. DatasetError: names that exclude each other,
@@ -95,18 +93,18 @@ def export(
     jobs = [(to, videos[name], targets[name], fps, short_side) for name in to_do]
     bar = tqdm(desc=f"write {to}", total=len(jobs), unit="video", disable=not progress, smoothing=0.05)
     try:
-        with bar, closing(watched(_export_one, jobs, workers, timeout_s)) as outcomes:
+        with bar, closing(watched(_export_one, jobs, workers, _TIMEOUT_S)) as outcomes:
             for number, outcome in outcomes:
                 if isinstance(outcome.value, DatasetError):
                     raise outcome.value
                 if outcome.error is not None:
                     report.failed[to_do[number]] = outcome.error
-                    _remove(_temporary(targets[to_do[number]]))
+                    atomic.remove(_temporary(targets[to_do[number]]))
                 report.written += outcome.error is None
                 bar.update()
     except BaseException:
         for name in to_do:  # the workers were killed
-            _remove(_temporary(targets[name]))
+            atomic.remove(_temporary(targets[name]))
         raise
     atomic.write_text(out / FAILURES_FILE, json.dumps(report.failed, indent=1) + "\n")
     return report
@@ -192,17 +190,13 @@ def _export_one(job: tuple[To, Path, Path, float, int | None]) -> DatasetError |
     """Write one video; the error of a disk that cannot be written."""
     to, path, target, fps, short_side = job
     try:
-        if to == "frames":
-            to_frames(path, target, fps, short_side)
-        else:
-            to_video(path, target, fps, short_side)
-    except OSError as error:
-        if not target.exists():  # else another machine was faster
-            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
-            return DatasetError(
-                f"{target}: cannot be written ({error.strerror or error}); {remedy} and give the same "
-                "command again: what is finished is kept"
-            )
+        with writing(target, " and give the same command again: what is finished is kept"):
+            if to == "frames":
+                to_frames(path, target, fps, short_side)
+            else:
+                to_video(path, target, fps, short_side)
+    except DatasetError as error:
+        return None if target.exists() else error  # another machine was faster
     return None
 
 
@@ -267,14 +261,11 @@ def _written(target: Path) -> Iterator[Path]:
     """Where to write what becomes `target` if all goes well, and is removed if not."""
     temporary = _temporary(target)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    _remove(temporary)
-    try:
+    atomic.remove(temporary)
+    with atomic.replacing(target, temporary):
         yield temporary
         atomic.sync(temporary)
-        os.replace(temporary, target)
-        atomic.sync(target.parent)
-    finally:
-        _remove(temporary)
+    atomic.sync(target.parent)
 
 
 def _temporary(target: Path) -> Path:
@@ -282,9 +273,3 @@ def _temporary(target: Path) -> Path:
     can be."""
     name = os.fsencode(f"{platform.node()}/{target.name}")
     return target.with_name(atomic.TEMPORARY + hashlib.sha256(name).hexdigest()[:16])
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):
-        path.unlink()

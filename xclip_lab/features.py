@@ -30,7 +30,7 @@ from xclip_lab.batching import make_loader
 from xclip_lab.clips import BrokenClip, ClipDataset, Clips, FrameStore, StoredClip
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
-from xclip_lab.errors import ConfigError, DatasetError, disk_remedy
+from xclip_lab.errors import ConfigError, DatasetError, writing
 from xclip_lab.memory import reserve
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.provenance import dataset_fingerprint
@@ -65,16 +65,11 @@ def embed(
     """
     config = config.with_model(model.config)
     folder = Path(folder)
-    try:
+    with writing(folder, "; what is embedded already stays good"):
         split = _Split(folder, model, dataset, config, np.dtype({"fp32": "f4", "fp16": "f2"}[precision]))
         with evaluating(model):
             split.embed_captions(progress)
             split.embed_videos(progress)
-    except OSError as error:
-        raise DatasetError(
-            f"{error.filename or folder}: {error.strerror or error}; {disk_remedy(error)}; what is embedded "
-            "already stays good"
-        ) from error
     return split.place
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.datasets.base import PROTOCOLS
 from xclip_lab.datasets.overlap import overlap
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import DatasetError, first_few
 from xclip_lab.result import Result
 from xclip_lab.seen import Seen, Videos, place_of, split_of
 
@@ -65,10 +65,9 @@ def _count_seen(videos: Videos, dataset: VideoTextDataset, allowed: int, how: st
     known = {video for ids in splits.values() for video in ids}
     shared = [video for video in dataset.videos if video in known]
     if len(shared) > allowed and split_of(dataset) not in splits and not dataset.undivided:
-        more = ", ..." if len(shared) > 5 else ""
         raise DatasetError(
             f"the model {how} {len(shared)} of the {len(dataset.videos)} videos of "
-            f"{dataset.split!r}{_of(dataset)}: {', '.join(shared[:5])}{more}; such a number says nothing "
+            f"{dataset.split!r}{_of(dataset)}: {first_few(shared)}; such a number says nothing "
             "about unseen videos. Evaluate another split, or name the number: "
             f"data.allow_overlap={len(shared)}"
         )

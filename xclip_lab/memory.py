@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from xclip_lab.errors import ConfigError, DatasetError, disk_remedy
+from xclip_lab.errors import ConfigError, UserError, writing
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,17 @@ def _room_in_groups(
             except (OSError, ValueError):  # without a limit: there is no such file, or it says "max"
                 continue
             yield max(0, most - taken + int(cached.get(unused, 0)))
+
+
+@contextmanager
+def room_for(full: Callable[[], UserError]) -> Iterator[None]:
+    """Within the block a full memory is the error that `full` makes."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise full() from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -110,16 +122,13 @@ def similarity_matrix(texts: int, videos: int, place: str, copies: int = 0, inst
             raise ConfigError(
                 f"evaluation.similarity: {told}{times} do not fit into memory; {remedy}"
             ) from error
-    try:
-        with tempfile.NamedTemporaryFile(suffix=".npy") as file:  # the map outlives the name
-            matrix = open_memmap(file.name, mode="w+", dtype=np.float32, shape=(texts, videos))
-            reserve(file.fileno())
-            return matrix
-    except OSError as error:
-        raise DatasetError(
-            f"{tempfile.gettempdir()}: {error.strerror or error}, and {told} are to lie there; "
-            f"{disk_remedy(error)} (TMPDIR){instead}"
-        ) from error
+    with (
+        writing(tempfile.gettempdir(), f" (TMPDIR) for {told}{instead}"),
+        tempfile.NamedTemporaryFile(suffix=".npy") as file,  # the map outlives the name
+    ):
+        matrix = open_memmap(file.name, mode="w+", dtype=np.float32, shape=(texts, videos))
+        reserve(file.fileno())
+        return matrix
 
 
 def reserve(file: int) -> None:

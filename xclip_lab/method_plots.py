@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from xclip_lab import compare
 from xclip_lab.clips import ClipDataset
-from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, styled
+from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, label_cells, styled, write_cells
 from xclip_lab.paired import LEVEL
 from xclip_lab.plots import film_strips, quote
 from xclip_lab.result import Result
@@ -39,17 +38,12 @@ def level_recalls(table: pd.DataFrame) -> Figure | None:
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(mean, cmap=WEIGHT_MAP, vmin=0, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(mean):
-        colour = "white" if value < 50 else "black"
-        axis.text(
-            column, row - 0.14 * several, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=11
-        )
-        spread = f"{low[row, column]:.0f} to {high[row, column]:.0f}" if several else ""
-        axis.text(column, row + 0.26, spread, ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xticks(range(len(levels)), [str(level) for level in levels])
-    axis.set_yticks(range(len(methods)), [str(method) for method in methods])
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    colours = np.where(mean < 50, "white", "black")
+    write_cells(axis, np.vectorize("{:.1f}".format)(mean), colours, up=0.14 * several, fontsize=11)
+    if several:
+        ranges = np.vectorize("{:.0f} to {:.0f}".format)(low, high)
+        write_cells(axis, ranges, colours, up=-0.26, fontsize=8)
+    label_cells(axis, levels, methods)
     spread = ": mean, and range over seeds" if several else ""
     axis.set_title(f"Text-to-video R@1 (%){spread}", loc="left")
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
@@ -149,7 +143,8 @@ def _matrix(tests: pd.DataFrame) -> Figure:
     axis = figure.subplots()
     kinds = np.where(shown, np.where(values > 0, 2, 1), 0)
     axis.imshow(kinds, cmap=ListedColormap(["white", LIGHT, DARK]), vmin=0, vmax=2, aspect="auto")
-    _write_differences(axis, values, kinds)
+    texts = [["" if np.isnan(value) else f"{round(value, 1) + 0.0:+.1f}" for value in row] for row in values]
+    write_cells(axis, np.array(texts), np.array(["0.45", "black", "white"])[kinds], fontsize=10)
     axis.set_yticks(range(size), [f"{name}  ({recalls[name]:.1f}%)" for name in names], parse_math=False)
     axis.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axis.tick_params(length=0)
@@ -163,21 +158,6 @@ def _matrix(tests: pd.DataFrame) -> Figure:
     )
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
     return figure
-
-
-def _write_differences(axis: Axes, values: np.ndarray, kinds: np.ndarray) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            colour = ("0.45", "black", "white")[kinds[row, column]]
-            axis.text(
-                column,
-                row,
-                f"{round(value, 1) + 0.0:+.1f}",
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=10,
-            )
 
 
 def only_one_finds(clips: ClipDataset | None, results: Mapping[str, Result], who: str) -> Figure | None:

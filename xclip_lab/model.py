@@ -98,8 +98,7 @@ class RetrievalModel(nn.Module):
         Raises:
             ValueError: a mask of another shape.
         """
-        if mask.shape != token_ids.shape[:2]:
-            raise ValueError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
+        self._check_text_mask(token_ids, mask)
         if token_ids.is_floating_point():
             words, last = token_ids, mask.sum(-1) - 1  # the last real token is the end mark
             sentence = words[torch.arange(len(words), device=words.device), last]
@@ -160,11 +159,13 @@ class RetrievalModel(nn.Module):
         return self.pair_loss(*gather(text, self.encode_video(batch.video, batch.video_mask)))
 
     def check_pairs(self, batch: Batch) -> None:
-        """Raises ValueError: another number of captions than of videos, or a video without a valid frame."""
+        """Raises ValueError: another number of captions than of videos, a mask of another shape, or a video
+        without a valid frame."""
         if len(batch.token_ids) != len(batch.video):
             raise ValueError(
                 f"a loss needs pairs: {len(batch.token_ids)} captions with {len(batch.video)} videos"
             )
+        self._check_text_mask(batch.token_ids, batch.text_mask)
         self._check_mask(batch.video, batch.video_mask)
 
     def pair_loss(self, text: TokenSet, video: TokenSet, complete: Complete = as_it_is) -> dict[str, Tensor]:
@@ -205,6 +206,10 @@ class RetrievalModel(nn.Module):
             return pixels
         return pixels * mask[:, :, None, None, None].to(pixels.dtype)
 
+    def _check_text_mask(self, token_ids: Tensor, mask: Tensor) -> None:
+        if mask.shape != token_ids.shape[:2]:
+            raise ValueError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
+
     def _check_mask(self, video: Tensor, mask: Tensor) -> None:
         if mask.shape != video.shape[:2]:
             raise ValueError(f"video is {list(video.shape)} but its mask is {list(mask.shape)}")
@@ -223,7 +228,7 @@ def computed_by(model: RetrievalModel, backend: str | None) -> Iterator[None]:
     before: Any = model.head.config
     if backend is not None:
         if not hasattr(before, "backend"):
-            raise ConfigError(f"backend: {backend!r} is not allowed, head {before.name} has but one way")
+            raise ConfigError(f"backend: {backend!r}: head {before.name} has but one way; leave it out")
         model.head.config = replace(before, backend=backend)
     try:
         yield

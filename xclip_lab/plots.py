@@ -32,6 +32,8 @@ from xclip_lab.drawing import quote as quote
 from xclip_lab.drawing import save_figure as save_figure
 from xclip_lab.result import SIDES, Result
 
+_HEATMAP = 40  # videos
+
 
 @styled
 def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -114,11 +116,11 @@ def rank_histogram(result: Result) -> Figure:
 
 
 @styled
-def similarity_heatmap(result: Result, limit: int = 40) -> Figure:
-    """Similarity of the first `limit` videos with their captions; each caption's own video is outlined."""
-    columns = np.arange(min(limit, len(result.videos)))
+def similarity_heatmap(result: Result) -> Figure:
+    """Similarity of the first 40 videos with their captions; each caption's own video is outlined."""
+    columns = np.arange(min(_HEATMAP, len(result.videos)))
     rows = np.flatnonzero(result.text_to_video < len(columns))
-    rows = rows[np.argsort(result.text_to_video[rows], kind="stable")][: 3 * limit]
+    rows = rows[np.argsort(result.text_to_video[rows], kind="stable")][: 3 * _HEATMAP]
     block = result.similarity[np.ix_(rows, columns)]
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axis = figure.subplots()

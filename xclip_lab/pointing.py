@@ -21,6 +21,7 @@ from xclip_lab.stats import Interval, cluster_mean_interval
 from xclip_lab.synthetic import ClipTruth
 
 CONTENT_CLASSES = ("colour", "shape", "motion")
+_MAP = "frame_softmax"
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,12 @@ def point_at_truth(
     truth: Mapping[str, ClipTruth],
     config: RunConfig,
     store: FrameStore | None = None,
-    name: str = "frame_softmax",
     shuffle_truth: bool = False,
 ) -> Pointing:
-    """Score one attention map on matching pairs of generated clips.
+    """Score `frame_softmax` on matching pairs of generated clips.
 
     Args:
         truth: by video id (`synthetic.load_truth`). store: frames decoded before.
-        name: a map of weights over frames (`attention_maps.maps_of`).
         shuffle_truth: a control; each clip's truth is laid over its frames in a random order.
 
     Raises:
@@ -76,12 +75,12 @@ def point_at_truth(
     shuffler = np.random.default_rng(config.seed)
     rows = []
     for pair in each_pair(pair_maps(model, dataset, config, store, baselines=False), dataset):
-        if name not in pair.seen.maps:
-            raise ConfigError(f"this model has no map {name!r} (its maps: {', '.join(pair.seen.maps)})")
+        if _MAP not in pair.seen.maps:
+            raise ConfigError(f"this model has no map {_MAP!r} (its maps: {', '.join(pair.seen.maps)})")
         own = truth[pair.video_id].at(pair.timestamps)
         if shuffle_truth:
             own = own[:, shuffler.permutation(pair.frames)]
-        rows += _score_words(pair, name, own, truth[pair.video_id].classes)
+        rows += _score_words(pair, own, truth[pair.video_id].classes)
     if not rows:
         raise DatasetError(
             f"{dataset.name} / {dataset.split}: no {', '.join(CONTENT_CLASSES)} word within the first "
@@ -93,9 +92,9 @@ def point_at_truth(
     return Pointing(words, excess, float(words["inside"].mean() / words["uniform"].mean()))
 
 
-def _score_words(pair: Pair, name: str, own: np.ndarray, classes: list[str]) -> list[dict[str, object]]:
+def _score_words(pair: Pair, own: np.ndarray, classes: list[str]) -> list[dict[str, object]]:
     """One row for each content word that has tokens left; `own [n_words, frames]`."""
-    weights = pair.word_rows(name)
+    weights = pair.word_rows(_MAP)
     padded = np.pad(own, ((0, 0), (0, weights.shape[1] - pair.frames)))[: len(weights)]
     inside = mass(weights, padded)
     return [

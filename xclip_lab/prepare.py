@@ -16,14 +16,13 @@ from xclip_lab.atomic import write_text
 from xclip_lab.clips import load_frames, tower_image_size
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import Sample, VideoTextDataset
-from xclip_lab.errors import DatasetError, disk_remedy
+from xclip_lab.errors import DatasetError, first_few, writing
 from xclip_lab.store import ClipStore
 from xclip_lab.workers import usable_cores, watched
 
 TIMEOUT_S = 300.0
 """Seconds after which a decoder counts as stuck with a video."""
 FAILURES = "failures.json"
-_SHOWN = 5
 
 
 @dataclass
@@ -45,9 +44,9 @@ class Prepared:
             f"{self.bytes / 2**20:,.1f} MiB on disk{a_clip}",
         ]
         if self.failed:
-            lines.append(f"{len(self.failed)} videos are missing or cannot be read:")
-            lines += [f"  {video}: {reason}" for video, reason in list(self.failed.items())[:_SHOWN]]
-            lines += [f"  ... all of them in {FAILURES}"] if len(self.failed) > _SHOWN else []
+            reasons = (f"{video}: {reason}" for video, reason in self.failed.items())
+            lines.append(f"{len(self.failed)} videos are missing or cannot be read (all in {FAILURES}):")
+            lines.append("  " + first_few(reasons, "\n  "))
         return "\n".join(lines)
 
 
@@ -95,13 +94,9 @@ def prepare(
 
 
 def _note_failures(folder: Path, failed: dict[str, str]) -> None:
-    try:
+    with writing(folder, " (data.store)"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / FAILURES, json.dumps(failed, indent=1) + "\n")
-    except OSError as error:
-        raise DatasetError(
-            f"{folder}: {error.strerror or error}; {disk_remedy(error)} (data.store)"
-        ) from error
 
 
 def _keep(job: tuple[Sample, RunConfig]) -> Any:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xclip_lab.atomic import TEMPORARY, sync, write_text
-from xclip_lab.errors import UserError
+from xclip_lab.atomic import replacing, sync, write_text
+from xclip_lab.errors import UserError, count_and_first, writing
 from xclip_lab.metrics import METRICS, Entries, MetricError, lower_median, metrics_of, rank_entries
 from xclip_lab.stats import recall_intervals
 
@@ -163,7 +162,7 @@ class Result:
             "rows": self.rows.tolist(),
             "clusters": self.clusters.tolist(),
         }
-        try:
+        with writing(folder, " for the result", ResultError):
             folder.mkdir(parents=True, exist_ok=True)
             if self.reranked is None:
                 _remove(folder / RERANKED)
@@ -177,13 +176,11 @@ class Result:
                 if array is None:
                     (folder / name).unlink(missing_ok=True)
                 else:
-                    _write_array(folder / name, array)
+                    with replacing(folder / name) as temporary:
+                        np.save(temporary, array)
+                        sync(temporary)
             for name, content in zip(_JSON, (gallery, self.stamp, self.intervals, self.metrics), strict=True):
                 write_text(folder / f"{name}.json", json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            raise ResultError(
-                f"the result could not be written to {folder}: {error.strerror or error}"
-            ) from error
         return folder
 
     @classmethod
@@ -274,12 +271,6 @@ class Result:
         return f"{value}  [{low:.2f}, {high:.2f}]"
 
 
-def count_and_first(names: Sequence[str]) -> str:
-    """`3 videos: a, b, c`, at most five names."""
-    more = ", ..." if len(names) > 5 else ""
-    return f"{len(names)} video{'s' if len(names) > 1 else ''}: {', '.join(names[:5])}{more}"
-
-
 def _entry_files(side: str) -> list[str]:
     return [f"{field}_{side}.npy" for field in Entries._fields]
 
@@ -302,18 +293,6 @@ def _intervals(
     if not stamp["intervals"] or len(np.unique(clusters)) < 2:
         return {}
     return recall_intervals(entries.ranks, clusters, stamp["intervals"]["draws"], stamp["seed"], lower)
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    """Through a temporary file beside it, so that a reader never sees half of it."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import random
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,20 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from xclip_lab.atomic import TEMPORARY, point_link, sync
 from xclip_lab.checkpoint import MODEL_FILE, save_model
-from xclip_lab.errors import CheckpointError, TrainingError
+from xclip_lab.errors import DISK_ERRORS, CheckpointError, TrainingError, disk_remedy, one_line, writing
 from xclip_lab.model import RetrievalModel
 from xclip_lab.pretrained import load_strictly
 
 STATE_FILE = "training.pt"
 STAMP_FILE = "stamp.json"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _NUMBER = (int, float)
 _STAMP_FIELDS = {
@@ -175,8 +170,6 @@ class Checkpoints:
             missing = isinstance(error, FileNotFoundError | PermissionError)
             reason = one_line(error) if missing else "the file is cut off or holds something else"
             raise TrainingError(damaged(file, reason, self.folder.parent)) from error
-        if isinstance(state, dict):
-            state.setdefault("tower_chunk", None)  # older checkpoints know of no chunks
         mismatch = _mismatch(state, _STATE_FIELDS)
         if not mismatch and state["best"] is not None:
             mismatch = _mismatch(state["best"], _STAMP_FIELDS)
@@ -230,35 +223,6 @@ def _mismatch(content: Any, fields: dict[str, Any]) -> str | None:
     return f"its {wrong[0]!r} is {str(content[wrong[0]])[:40]!r}" if wrong else None
 
 
-def disk_remedy(error: BaseException) -> str:
-    """What to do about a write that failed."""
-    limited = _error_number(error) == errno.EFBIG
-    return "raise the limit on the size of a file (ulimit -f)" if limited else "free some space"
-
-
-def one_line(error: BaseException) -> str:
-    """An error's reason without line breaks or the C++ stack that torch adds; of a disk error the system's
-    own words, whatever it is wrapped in."""
-    number = _error_number(error)
-    if number in DISK_ERRORS:
-        return os.strerror(number)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _error_number(error: BaseException | None) -> int | None:
-    """The system's number of a failure, or of the one during whose handling it came about."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        named = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors words it
-        if named:
-            return int(named[1])
-        error = error.__cause__ or error.__context__
-    return None
-
-
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` against other processes.
@@ -266,11 +230,9 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process trains there, or the folder cannot be written.
     """
-    try:
+    with writing(run_dir, " for the run", TrainingError):
         run_dir.mkdir(parents=True, exist_ok=True)
         file = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise TrainingError(f"cannot write to the run folder {run_dir}: {one_line(error)}") from error
     with file:
         try:
             # A record lock: unlike flock's, loader workers that outlive a killed run do not inherit it.
@@ -302,17 +264,3 @@ def differing_keys(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:
             yield from differing_keys(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
     elif saved != given:
         yield f"{prefix} ({saved} there, {given} here)"
-
-
-def seed_everything(seed: int, *place: int) -> None:
-    """Seed the global generators of Python, numpy and torch: a model's dropout may use any of them.
-
-    Args:
-        place: numbers such as step, part and process, each with a stream of its own. Who seeds by the place
-            before drawing anything has no state of generators to save, and draws the same when he goes on.
-    """
-    if place:
-        seed = int(np.random.SeedSequence((int(seed), *place)).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from xclip_lab.config import RunConfig, config_from_dict, default_values, to_dict
-from xclip_lab.errors import UserError
+from xclip_lab.errors import UserError, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +77,8 @@ def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
     root, name = Path(root), f"{config.preset}_{config_hash(lasting)}"
     begun = sorted(path for path in root.glob(f"????-??-??_{name}") if path.is_dir())
     run_dir = begun[-1] if begun else root / f"{datetime.date.today().isoformat()}_{name}"
-    try:
+    with writing(run_dir, " for the run", RunError):
         run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run folder {run_dir}: {error.strerror}") from error
     return run_dir
 
 

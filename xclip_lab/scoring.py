@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -15,8 +14,7 @@ from tqdm.auto import tqdm
 from xclip_lab.encoding import TextBlocks
 from xclip_lab.errors import ConfigError
 from xclip_lab.live_bytes import LiveBytes
-from xclip_lab.memory import free_memory, is_out_of_memory
-from xclip_lab.metrics import BlockedRanks, Ties
+from xclip_lab.memory import free_memory, room_for
 from xclip_lab.model import RetrievalModel, evaluating
 from xclip_lab.parallel import in_threads, workers_on
 from xclip_lab.tokens import TokenSet
@@ -36,8 +34,8 @@ def score(
     """`model.similarity` of all texts with all videos, float32 `[T, V]` on the CPU, by all of its cores.
 
     Args:
-        block_size: so many texts meet so many videos at a time; None for what suits the head. It decides on
-            the memory that is needed, not on the scores.
+        block_size: so many texts, 512 at the most, meet so many videos at a time; None for what suits the
+            head. It decides on the memory that is needed, not on the scores.
         out: `[T, V]` to be filled, such as a file mapped into memory; None for a new one.
 
     Raises:
@@ -49,31 +47,6 @@ def score(
     return similarity
 
 
-def rank_in_blocks(
-    model: RetrievalModel,
-    text: TextBlocks,
-    video: TokenSet,
-    text_to_video: np.ndarray,
-    ties: Ties = "pessimistic",
-    keep: int = 10,
-    block_size: int | None = None,
-    progress: bool = False,
-) -> BlockedRanks:
-    """The ranks of a gallery whose similarities need never stand in memory or on the disk as a whole.
-
-    Args:
-        text_to_video: `[T]`. keep: how many of each text's best videos the result's `top [T, keep]` names.
-            The others as in `score`.
-
-    Raises:
-        ConfigError: as `score`. MetricError: a score that is NaN. DatasetError: as `BlockedRanks`.
-    """
-    found = BlockedRanks(text_to_video, len(video), ties, keep)
-    for rows, scores in scored(model, text, video, block_size, progress):
-        found.add(scores, rows.start)
-    return found
-
-
 def scored(
     model: RetrievalModel,
     text: TextBlocks,
@@ -83,7 +56,7 @@ def scored(
     out: Tensor | None = None,
     share: slice | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of `score` by the hundreds, each with its place; every text is encoded once.
+    """The rows of `score` by the hundreds, each with its place; every text is asked for once.
 
     Args:
         out: `[T, V]`, of which the scores are parts; None for new ones. share: of the texts; None for all.
@@ -95,8 +68,8 @@ def scored(
     device = model.logit_scale.device
     workers, video, share = workers_on(device), video.to(device), share or slice(0, len(text))
     usual = model.head.block_on(device)
-    high, wide = (block_size, block_size) if block_size else usual
-    step = max(1, _TEXTS // high) * high
+    high, wide = min(block_size or usual[0], _TEXTS), block_size or usual[1]
+    step = _TEXTS // high * high
     pairs = (share.stop - share.start) * len(video)
     bar = tqdm(total=pairs, desc="score", unit="pair", unit_scale=True, disable=not progress, leave=False)
     with bar:
@@ -107,7 +80,7 @@ def scored(
                 if not block_size:  # as many pairs of few texts as of many
                     wide = max(usual[1], min(math.prod(usual) // len(some), _VIDEOS))
                 columns = _columns(-(-len(some) // high), len(video), wide, workers)
-                with _full_memory(high, wide):
+                with room_for(partial(_too_large, high, wide, min(high, wide) // 2)):
                     block = some[:high], video[:columns]
                     if block_size and start == share.start and math.prod(map(len, block)) > math.prod(usual):
                         blocks = -(-len(some) // high) * -(-len(video) // columns)
@@ -133,7 +106,7 @@ def _fill(
 
 def _columns(bands: int, videos: int, wide: int, workers: int) -> int:
     """How many of at most `wide` videos meet a band of texts: few texts keep all cores busy too."""
-    return min(wide, -(-videos // -(-workers // bands)))
+    return max(1, min(wide, -(-videos // -(-workers // bands))))
 
 
 def _check_block(model: RetrievalModel, text: TokenSet, video: TokenSet, times: int, workers: int) -> None:
@@ -160,17 +133,6 @@ def _check_block(model: RetrievalModel, text: TokenSet, video: TokenSet, times: 
             break
     share = free / needed  # of the pairs
     raise _too_large(len(text), len(video), math.isqrt(int(share * len(text) * len(video))))
-
-
-@contextmanager
-def _full_memory(high: int, wide: int) -> Iterator[None]:
-    """A full memory as the block's fault."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise _too_large(high, wide, min(high, wide) // 2) from error
 
 
 def _too_large(texts: int, videos: int, fits: int) -> ConfigError:

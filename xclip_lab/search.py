@@ -40,7 +40,7 @@ from xclip_lab.datasets import Sample, VideoTextDataset
 from xclip_lab.datasets.files import find_all
 from xclip_lab.distributed import resolve_device
 from xclip_lab.encoding import encode_texts
-from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, disk_remedy
+from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, writing
 from xclip_lab.evaluation import FRAME_SETTINGS, score
 from xclip_lab.features import weights_hash
 from xclip_lab.found import Found as Found
@@ -178,14 +178,9 @@ def open_library(
     found = [path for path in find_all(folder) if not path.absolute().is_relative_to(within)]
     if not found:
         raise DatasetError(f"{folder}: no video in it; name the folder that your videos lie in, or below")
-    try:
+    with writing(index, " for the library (--index); what is embedded already stays good"):
         shelf = _Shelf(folder, model, config, index)
         return _library(folder, found, model, config, shelf, progress)
-    except OSError as error:
-        raise DatasetError(
-            f"{error.filename or index}: {error.strerror or error}; {disk_remedy(error)} for the library "
-            "(--index); what is embedded already stays good"
-        ) from error
 
 
 def _open_model(

@@ -16,10 +16,10 @@ from xclip_lab.cached import cached_loss, fitting_chunk
 from xclip_lab.config import RunConfig
 from xclip_lab.distributed import Ranks, gather_pairs
 from xclip_lab.errors import TrainingError
-from xclip_lab.memory import is_out_of_memory
+from xclip_lab.memory import room_for
 from xclip_lab.model import Complete, Gather, RetrievalModel
 from xclip_lab.optim import BertAdam, CosineAdamW, clamp_logit_scale
-from xclip_lab.resume import seed_everything
+from xclip_lab.seed import seed_everything
 from xclip_lab.tokens import TokenSet
 
 _HEAD = 2**32 - 1
@@ -65,8 +65,16 @@ class Stepper:
             `pairs` and, where there are any in some process, the losses, `lr`, `grad_norm`, `logit_scale`.
 
         Raises:
-            TrainingError: a loss or gradient that is not finite. PeerLost: another process died.
+            TrainingError: a loss or gradient that is not finite, a full memory. PeerLost: another process
+                died.
         """
+        given = next((batch for batch in parts if batch is not None), self._blank_pair())
+        with room_for(
+            lambda: TrainingError(f"memory is full at step {step}; {self._for_less(given)}{self._kept()}")
+        ):
+            return self._made(step, parts)
+
+    def _made(self, step: int, parts: list[Batch | None]) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
         here = [0 if batch is None else len(batch) for batch in parts]
         sizes = [sum(of) for of in zip(*self.ranks.exchange(here), strict=True)]
@@ -79,14 +87,7 @@ class Stepper:
                 continue
             share = size / pairs
             given = self._blank_pair() if batch is None else batch
-            try:
-                values = self._backward(step, part, given, batch is None, share)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise TrainingError(
-                    f"memory is full at step {step}; {self._for_less(given)}{self._kept()}"
-                ) from error
+            values = self._backward(step, part, given, batch is None, share)
             self._check_finite(step, values)
             for name, value in values.items():
                 means[name] = means.get(name, 0.0) + value * share

@@ -29,7 +29,7 @@ from xclip_lab.atomic import write_bytes
 from xclip_lab.config import DataConfig
 from xclip_lab.datasets import Sample
 from xclip_lab.datasets.overlap import digest
-from xclip_lab.errors import DatasetError, disk_remedy
+from xclip_lab.errors import writing
 from xclip_lab.frame_folder import NOTE_FILE
 from xclip_lab.video import Decoder
 
@@ -111,14 +111,9 @@ class ClipStore:
             tensors["frames"] = frames.pixels
         else:
             tensors["jpeg"] = torch.from_numpy(_strip(frames.pixels))
-        try:
+        with writing(self.folder, " (data.store); what is kept already stays good"):
             path = self.path(sample)
             write_bytes(path, save(tensors, metadata={"decoder": frames.decoder}))
-        except OSError as error:
-            raise DatasetError(
-                f"{error.filename or self.folder}: {error.strerror or error}; {disk_remedy(error)} "
-                "(data.store); what is kept already stays good"
-            ) from error
         return path
 
 

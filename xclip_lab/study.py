@@ -24,8 +24,8 @@ from xclip_lab.model import RetrievalModel, create_model
 from xclip_lab.official import open_official, start_from
 from xclip_lab.pointing import Pointing, point_at_truth
 from xclip_lab.result import Result
-from xclip_lab.resume import seed_everything
 from xclip_lab.runs import NOTEBOOKS
+from xclip_lab.seed import seed_everything
 from xclip_lab.synthetic import ClipTruth, load_truth
 
 LEVELS = {1: "1 objects", 2: "2 motion", 3: "3 order", 4: "4 distractors"}
@@ -237,13 +237,18 @@ def level_table(result: Result, control: Result, truth: Mapping[str, ClipTruth])
         A row for `all` and for each level: `captions`; `R@1` with its 95% interval `low`, `high` (NaN where
         the result has none); `control`, `control_low`, `control_high`: the control's R@1.
     """
-    groups = {"all": np.ones(len(result.captions), dtype=bool)}
-    if truth:
-        videos = [result.videos[column] for column in result.text_to_video]
-        levels = np.array([truth[video].level for video in videos])
-        groups |= {name: levels == level for level, name in LEVELS.items() if (levels == level).any()}
+    groups = level_groups(result, truth)
     rows = {name: _level_row(result, control, chosen) for name, chosen in groups.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def level_groups(result: Result, truth: Mapping[str, ClipTruth]) -> dict[str, np.ndarray]:
+    """Which captions `[T]` are `all`, and which of each level that generated clips have."""
+    groups = {"all": np.ones(len(result.captions), dtype=bool)}
+    if truth:
+        levels = np.array([truth[result.videos[column]].level for column in result.text_to_video])
+        groups |= {name: levels == level for level, name in LEVELS.items() if (levels == level).any()}
+    return groups
 
 
 def _level_row(result: Result, control: Result, chosen: np.ndarray) -> dict[str, float]:

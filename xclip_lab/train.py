@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm.auto import tqdm
 
 from xclip_lab.atomic import write_text
 from xclip_lab.batching import Batch, make_loader, training_order
 from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
-from xclip_lab.config import RunConfig, to_dict
+from xclip_lab.config import RunConfig, save_config, to_dict
 from xclip_lab.consistency import check_training_frames
 from xclip_lab.datasets.base import VideoTextDataset
 from xclip_lab.distributed import PeerLost, Ranks, joined, local_device, resolve_device
@@ -185,9 +184,7 @@ class Trainer:
         if saved is None:
             check_start(self.model, self.config)
             if self.ranks.first:
-                write_text(
-                    self.run_dir / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False)
-                )
+                save_config(self.config, self.run_dir / "config.yaml")
                 record = {**versions(), "data": self.fingerprints}
                 write_text(self.run_dir / "versions.json", json.dumps(record, indent=2) + "\n")
                 before = seen_before(self.model, self.config)

@@ -178,6 +178,7 @@ def test_a_text_of_padding_alone(tiny):
     words, frames, matrices = tiny
     word_mask = torch.tensor([4, 0, 2, 256, 1], device=DEVICE)[:, None] > torch.arange(4, device=DEVICE)
     word_mask = word_mask * 256  # any number but 0 is real
+    words[2, 3] = torch.nan  # of padding: it goes nowhere
     weights = torch.randn(5, 6, device=DEVICE)
     found = of_features(matrix_aosm, words, frames, weights, matrices, 0.05, word_mask)
     expected = of_features(blocked.matrix_aosm, words, frames, weights, matrices, 0.05, word_mask)
@@ -236,15 +237,19 @@ def test_the_head_rounds_where_it_may(tiny, monkeypatch, backend):
     assert head.backend_on(words.device) == backend
 
 
+@pytest.mark.usefixtures("small_tiles")
 def test_kernels_are_held_against_the_formula(monkeypatch):
     """What a GPU does before it trusts its compiler."""
-    given = (torch.device(DEVICE), torch.float32, 4, 3, 16)
-    kernels.compare(*given)
+    given = (torch.device(DEVICE), torch.float32, (4, 3, 16))
+    for flags in MODES:
+        kernels.compare(*given, flags[:2], (flags[2], flags[0]))
+    with torch.inference_mode():
+        kernels.compare(*given, (False, False), (True, False))
     kernels.compare.cache_clear()
     right = kernels.formula.matrix_aosm
     monkeypatch.setattr(kernels.formula, "matrix_aosm", lambda *of: 1.01 * right(*of))
     with pytest.raises(kernels.KernelError, match=r"^the Triton kernels give other numbers than the formula"):
-        kernels.compare(*given)
+        kernels.compare(*given, (False, True), (True, True))
 
 
 def test_nothing_to_score(tiny):

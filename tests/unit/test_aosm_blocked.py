@@ -332,7 +332,7 @@ def with_kernels(backend="auto"):
 def test_kernels_that_fail_give_way_to_tiles(monkeypatch, features):
     """Of `auto` only, with one word about it; the stamp then says what was used."""
     expected = with_kernels().similarity(*features)
-    monkeypatch.setattr(xclip, "choose", lambda *_: "triton")
+    monkeypatch.setattr(xclip, "choose", lambda asked, *_: asked if asked == "blocked" else "triton")
     monkeypatch.setattr(kernels, "available", lambda *_: None)  # and then there is no GPU to launch on
     with pytest.raises(kernels.KernelError, match=r"the Triton kernels fail on cpu: .*; use another backend"):
         with_kernels("triton").similarity(*features)
@@ -345,9 +345,10 @@ def test_kernels_that_fail_give_way_to_tiles(monkeypatch, features):
 
 def test_input_that_kernels_do_not_take_goes_by_tiles_that_once(monkeypatch, features):
     expected = with_kernels().similarity(*features)
-    monkeypatch.setattr(xclip, "choose", lambda *_: "triton")
+    monkeypatch.setattr(xclip, "choose", lambda asked, *_: asked if asked == "blocked" else "triton")
     model = with_kernels()
-    torch.testing.assert_close(model.similarity(*features), expected)
+    with pytest.warns(UserWarning, match="in tiles: the Triton kernels need an NVIDIA GPU"):
+        torch.testing.assert_close(model.similarity(*features), expected)
     assert model.head.backend_on(torch.device("cpu")) == "triton"
 
 

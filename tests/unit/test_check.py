@@ -280,7 +280,7 @@ def test_a_dataset_that_nobody_has_divided(tmp_path):
         (["--split", "tset"], "no split 'tset'"),
         (["--family", "xlcip"], "did you mean 'xclip'?"),
         (["--videos", "nowhere"], "nowhere does not exist"),
-        (["--out", "msrvtt"], "msrvtt: the report cannot be written"),
+        (["--out", "msrvtt"], "msrvtt: Is a directory; choose another place for the report"),
         (["--workers=-1"], "workers: -1 is not allowed"),
     ],
 )

@@ -22,13 +22,15 @@ from xclip_lab.checkpoint import load_model, save_model
 from xclip_lab.clips import ClipDataset, preload
 from xclip_lab.config import RunConfig, load_config, save_config
 from xclip_lab.datasets.base import Sample, VideoTextDataset
-from xclip_lab.encoding import StoredTexts, Texts, encode_texts
+from xclip_lab.encoding import Texts, encode_texts
 from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, UserError
-from xclip_lab.evaluation import evaluate, rank_in_blocks, score, video_clusters
+from xclip_lab.evaluation import evaluate, score, video_clusters
 from xclip_lab.live_bytes import LiveBytes
-from xclip_lab.metrics import METRICS, MetricError, metrics_of, ranks, retrieval_metrics
+from xclip_lab.metrics import METRICS, BlockedRanks, MetricError, metrics_of, ranks, retrieval_metrics
 from xclip_lab.model import Origin, RetrievalModel, create_model, evaluating
+from xclip_lab.parallel import in_threads
 from xclip_lab.result import Result, ResultError
+from xclip_lab.scoring import scored
 from xclip_lab.stats import recall_intervals
 from xclip_lab.tokens import TokenSet
 
@@ -398,7 +400,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(result, tmp_pa
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(result, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResultError, match="could not be written") as caught:
+    with pytest.raises(ResultError, match="file: File exists; choose another place for the result") as caught:
         result.save(tmp_path / "file")
     assert isinstance(caught.value, UserError)
 
@@ -456,7 +458,7 @@ def test_scores_on_the_disk_are_those_in_memory(model, dataset, result):
 
 def test_a_disk_that_does_not_take_the_scores(model, dataset, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    with pytest.raises(DatasetError, match=r"/nowhere: .* evaluation.similarity=none"):
+    with pytest.raises(DatasetError, match=r"/nowhere/.* evaluation.similarity=none"):
         evaluate(model, dataset, configured(evaluation__similarity="disk"), progress=False)
 
 
@@ -473,7 +475,9 @@ def test_the_backend_is_chosen_and_stamped(model, dataset, result):
 def test_ranks_in_blocks_are_those_of_the_whole(model, monkeypatch):
     monkeypatch.setattr("xclip_lab.scoring._TEXTS", 4)
     text, video, index = random_features(0, 11, 8), random_features(1, 7, 4), np.arange(11) % 7
-    found = rank_in_blocks(model, text, video, index, keep=2)
+    found = BlockedRanks(index, 7, keep=2)
+    for rows, scores in scored(model, text, video):
+        found.add(scores, rows.start)
     whole = score(model, text, video)
     for side, expected in ranks(whole, index).items():
         assert np.array_equal(found.ranks()[side], expected)
@@ -490,13 +494,24 @@ def test_captions_meet_the_same_batches_whatever_rows_are_asked_for(model, size,
     batches, real = [], model.encode_text
     monkeypatch.setattr(model, "encode_text", lambda ids, mask: batches.append(ids[0]) or real(ids, mask))
     rows = np.arange(11)
-    text = StoredTexts(model, clips, rows, size) if stored else Texts(model, captions, size)
+    text = Texts.stored(model, clips, rows, size) if stored else Texts.of(model, captions, size)
     whole, starts = text[0:11], [first.tolist() for first in batches]
+    text[0:1]
+    batches.clear()
     for rows in (slice(0, 4), slice(4, 7), slice(7, 11), slice(10, 11)):
-        batches.clear()
         assert torch.equal(text[rows].tokens, whole.tokens[rows])
-        assert all(first.tolist() in starts for first in batches)
-        assert len(batches) <= 2
+    assert [first.tolist() for first in batches] == starts[1:]  # each once, one after the other
+
+
+def test_a_batch_that_does_not_fit_is_one_line(model, dataset, monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    for tower in ("encode_video", "encode_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(RetrievalModel, tower, full)
+            with pytest.raises(ConfigError, match=r"batch_size: 4 at a .*; try 2"):
+                evaluate(model, dataset, configured(evaluation__batch_size=4), progress=False)
 
 
 def test_few_texts_meet_many_videos_at_a_time(monkeypatch):
@@ -516,6 +531,29 @@ def test_few_texts_meet_many_videos_at_a_time(monkeypatch):
     shapes.clear()
     score(model, random_features(0, 2, 8), random_features(1, 40, 4), block_size=16)
     assert shapes == [(2, 16), (2, 16), (2, 8)]
+
+
+def test_a_large_block_does_not_encode_all_texts_before_it_is_refused(model, monkeypatch):
+    monkeypatch.setattr("xclip_lab.scoring._TEXTS", 4)
+    text, video = random_features(0, 11, 8), random_features(1, 7, 4)
+    found = score(model, text, video, block_size=100)
+    torch.testing.assert_close(found, score(model, text, video), rtol=1e-4, atol=1e-4)
+    assert score(model, text, video[:0]).shape == (11, 0)
+    monkeypatch.setattr("xclip_lab.scoring.free_memory", lambda device: 1)
+    monkeypatch.setattr(model.head, "block_on", lambda device: (1, 1))
+    asked = []
+
+    class Watched:
+        def __len__(self):
+            return len(text)
+
+        def __getitem__(self, rows):
+            asked.append(rows)
+            return text[rows]
+
+    with pytest.raises(ConfigError, match="block_size: 4 texts x "):
+        score(model, Watched(), video, block_size=100)
+    assert asked == [slice(0, 4)]
 
 
 def test_a_block_that_does_not_fit_is_one_line(model, monkeypatch):
@@ -538,10 +576,15 @@ def test_a_block_that_fits_is_not_refused(head, workers, monkeypatch):
     monkeypatch.setattr("xclip_lab.scoring.workers_on", lambda device: workers)
     monkeypatch.setattr(model.head, "block_on", lambda device: (4, 4))
     text, video = random_features(0, 192, 8), random_features(1, 192, 4)
-    with LiveBytes() as live, evaluating(model):
-        model.similarity(text, video[: 192 // workers])
+
+    def bytes_of(share):
+        with LiveBytes() as live, evaluating(model):
+            model.similarity(text, video[:share])
+        return max(live.after)
+
+    [needed] = in_threads(bytes_of, [192 // workers], workers)  # tiles in as many threads as a block has
     for factor, fits in ((2.1, True), (0.9, False)):
-        free = factor * max(live.after) * workers
+        free = factor * needed * workers
         monkeypatch.setattr("xclip_lab.scoring.free_memory", lambda device, free=free: free)
         with nullcontext() if fits else pytest.raises(ConfigError, match="do not fit into memory; try"):
             score(model, text, video, block_size=192)

@@ -242,7 +242,7 @@ def test_a_disk_that_takes_no_more(tmp_path, to):
         [sys.executable, "-c", FULL, str(tmp_path), to], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "cannot be written (File too large); mend that and give" in done.stderr
+    assert "File too large; raise the limit on the size of a file (ulimit -f) and give" in done.stderr
     assert not list((tmp_path / "out").rglob(f"{atomic.TEMPORARY}*"))
 
 

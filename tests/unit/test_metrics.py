@@ -244,7 +244,7 @@ def test_what_is_kept_of_pairs_of_videos_goes_to_the_disk_where_memory_is_small(
     np.testing.assert_equal(found.entries(), expected)
     assert np.array_equal(found.top, np.argsort(-similarity, axis=1, kind="stable"))
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    with pytest.raises(DatasetError, match=r"^/nowhere: .* are to lie there; .* \(TMPDIR\)$"):
+    with pytest.raises(DatasetError, match=r"^/nowhere.*; choose another place \(TMPDIR\) for .* of scores$"):
         BlockedRanks(index, 30, ties)
 
 

@@ -31,8 +31,7 @@ class SoftestHead(Head):
     config_class = SoftestConfig
 
     def __init__(self, config, width, max_words, max_frames):
-        super().__init__()
-        self.config = config
+        super().__init__(config, width, max_words, max_frames)
         self.weight = torch.nn.Parameter(torch.ones(width))
         self.frame_softmax = Tap("[T, V, F]: over frames")
 

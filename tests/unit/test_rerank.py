@@ -207,7 +207,7 @@ def test_the_captions_are_encoded_once_where_memory_keeps_them(model, settings, 
     captions, real = [], encoding.tokenize
     monkeypatch.setattr(encoding, "tokenize", lambda some, *rest: captions.extend(some) or real(some, *rest))
     monkeypatch.setattr(encoding, "free_memory", lambda device: free)
-    evaluate(model, test, configured(settings, rerank="qb_norm"), progress=False)
+    evaluate(model, test, configured(settings, rerank="qb_norm", batch_size=5), progress=False)
     assert len(captions) == 12 + 24 + again
 
 

@@ -81,7 +81,7 @@ def test_a_result_never_goes_into_the_run_folder(tmp_path):
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(RunError, match="cannot make the run folder"):
+    with pytest.raises(RunError, match="choose another place for the run"):
         new_run_dir(load_config("quickstart"), tmp_path / "runs")
 
 

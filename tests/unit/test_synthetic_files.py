@@ -141,7 +141,7 @@ def test_full_disk(tmp_path):
     generate(config, root, progress=False)
     video_path(root, "train-000002").unlink()
     (root / "videos" / ".tmp-train-000002.mp4").symlink_to("/dev/full")
-    with pytest.raises(DatasetError, match="disk is full"):
+    with pytest.raises(DatasetError, match="No space left on device; make room"):
         generate(config, root, progress=False)
     assert not video_path(root, "train-000002").exists()
     generate(config, root, progress=False)

@@ -24,8 +24,8 @@ from tests.unit.training import (
     real_processes,
     train_tiny,
 )
-from xclip_lab.errors import TrainingError
-from xclip_lab.resume import Checkpoints, disk_remedy, one_line, write_state
+from xclip_lab.errors import TrainingError, disk_remedy, one_line
+from xclip_lab.resume import Checkpoints, write_state
 
 SAVE = 2  # the save at step 5: it replaces the checkpoint of step 3
 STAGES = range(1, 18)  # of one save; the last one removes what is no longer wanted
@@ -148,7 +148,7 @@ def test_full_device(size):
     with pytest.raises((OSError, RuntimeError)) as failed:
         write_state({"weights": torch.zeros(size)}, Path("/dev/full"))
     assert one_line(failed.value) == os.strerror(errno.ENOSPC)
-    assert disk_remedy(failed.value) == "free some space"
+    assert disk_remedy(failed.value) == "make room or choose another place"
 
 
 def save_safetensors(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, get_args
 
 import torch
@@ -11,12 +12,13 @@ from xclip_lab.errors import ConfigError
 
 Backend = Literal["formula", "blocked", "triton", "triton-fp16"]
 """`triton` leaves the features as they are. `triton-fp16` rounds them to float16 where no gradient is wanted:
-faster, but a logit at scale 100 moves by some thousandths, and close ranks may change."""
+meant to be faster; logits move a little, and close ranks may change."""
 Choice = Literal["auto", "formula", "blocked", "triton", "triton-fp16"]
 
 
 def choose(asked: str, device: torch.device, dtype: torch.dtype, words: int, frames: int) -> Backend:
-    """The backend for features on `device`: as asked; of `auto` the fastest that works there.
+    """The backend for features on `device`: as asked; of `auto` the kernels where they run,
+    else the tiles.
 
     Args:
         dtype: of the features. words, frames: of a pair.
@@ -32,6 +34,8 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype, words: int, fra
         return "blocked"
     hindrance = kernels.available(device, dtype, words, frames)
     if asked == "auto":
+        if hindrance:
+            warnings.warn(f"AOSM is computed in tiles: {hindrance}", stacklevel=2)
         return "blocked" if hindrance else "triton"
     if hindrance:
         raise ConfigError(f"backend: {asked} cannot be used: {hindrance}; take auto or blocked")

@@ -57,7 +57,8 @@ def matrix_aosm(
 
     Returns:
         `[T, V]` in the features' precision, at least float32. A NaN in a text or video stays in its row or
-        column; a text or video of padding alone has NaN.
+        column; a text or video of padding alone has NaN (of `matrix_pool` and `vector_pool`: what its pooling
+        makes of nothing).
 
     Raises:
         ConfigError: a temperature that is not above 0, or sizes that do not fit together.

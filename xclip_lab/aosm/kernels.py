@@ -38,9 +38,8 @@ class Tile(NamedTuple):
     """How much a program does: rows of words, columns of frames, how much of D at a time, by how many warps.
 
     `stages` of D are loaded ahead; `twice` the columns share one reading of the words. Mixing by a learned
-    matrix takes registers: then it is half the columns, once. Chosen by what the compiler says, not by time
-    on a GPU (`benchmarks/aosm_gpu.py --tiles` tries others): of 32 words and 12 frames at most 8 bytes a
-    thread spill, of 64 and 64 with learned matrices mostly hundreds and more.
+    matrix takes registers: then it is half the columns, once. Chosen by what the compiler says of registers
+    that spill, not by time on a GPU (`xclip-lab bench aosm_gpu --tiles` tries others).
     """
 
     rows: int
@@ -66,10 +65,7 @@ def available(
         return "the Triton kernels need the package triton, which is not installed"
     if dtype not in FORWARD:
         name = str(dtype).removeprefix("torch.")
-        return (
-            f"the Triton kernels take features in float16 or float32, not {name} (bfloat16 is too coarse for "
-            "AOSM: it moves one maximum in fifty)"
-        )
+        return f"the Triton kernels take features in float16 or float32, not {name}, too coarse for AOSM"
     if _padded(words, False) * _padded(frames, False) > _MOST:
         return (
             f"a matrix of {words} words and {frames} frames does not fit the Triton kernels (128 x 128 does)"
@@ -118,13 +114,17 @@ def matrix_aosm(
         if reason := available(features.device, features.dtype, length, count):
             raise ConfigError(f"{reason}; use another backend")
     if frames.dtype != words.dtype:
-        raise ConfigError(f"the Triton kernels take one precision, not {words.dtype} and {frames.dtype}")
+        raise ConfigError(
+            f"the Triton kernels take one precision, not {words.dtype} and {frames.dtype}; cast both to one"
+        )
     if not len(words) or not len(frames):
         return torch.einsum("twd,vfd->tv", words.float(), frames.float())  # empty, with its gradient
+    mixes = _mixes(matrices)
     if words.is_cuda:
-        compare(words.device, words.dtype, length, count, words.shape[2])
+        masked = word_mask is not None, frame_mask is not None
+        compare(words.device, words.dtype, (length, count, words.shape[2]), masked, mixes)
     wanted = torch.is_grad_enabled()
-    return _Aosm.apply(words, frames, *matrices, temperature, word_mask, frame_mask, wanted)
+    return _Aosm.apply(words, frames, *matrices, temperature, word_mask, frame_mask, mixes, wanted)
 
 
 def vector_aosm(
@@ -139,25 +139,42 @@ def vector_aosm(
 
 
 @cache
-def compare(device: torch.device, dtype: torch.dtype, length: int, count: int, width: int) -> None:
-    """Hold the kernels, as this GPU's compiler made them, against the formula: scores and gradients of a few
-    random pairs. Once for each shape of a pair.
+def compare(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    masked: tuple[bool, bool],
+    mixes: tuple[bool, bool],
+) -> None:
+    """Hold the kernels, as this GPU's compiler made them for such pairs, against the formula: scores and
+    gradients of random pairs, more than one program takes. Once for each program.
+
+    Args:
+        sizes: W, F and D. masked: whether there are masks of words and of frames. mixes: as of `_mixes`.
 
     Raises:
         KernelError: other numbers.
     """
-    draw = torch.Generator().manual_seed(0)
-    words, frames = (torch.randn(n, of, width, generator=draw) for n, of in ((5, length), (7, count)))
-    sizes = (length, count, length, count)
-    mixings = [torch.eye(n) + 0.1 * torch.randn(n, n, generator=draw) / n**0.5 for n in sizes]
-    features = [normalize(of, dim=-1).to(device, dtype) for of in (words, frames)]
-    masks = [torch.ones(of.shape[:2], dtype=torch.int64, device=device) for of in features]
-    for mask in masks:
-        mask[0, 1:] = 0
-    with torch.enable_grad():
-        ours = [of.detach().requires_grad_() for of in (*features, *(m.to(device) for m in mixings))]
+    length, count, width = sizes
+    plan, draw = _Plan.cut(FORWARD[dtype], *sizes, *mixes), torch.Generator().manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad():
+        features = [
+            normalize(torch.randn(pairs + 1, of, width, generator=draw), dim=-1).to(device, dtype)
+            for pairs, of in ((plan.texts, length), (plan.videos, count))
+        ]
+        mixings = [
+            torch.eye(n) + mix * 0.1 * torch.randn(n, n, generator=draw) / n**0.5
+            for n, mix in zip((length, count), mixes, strict=True)
+        ]
+        masks = [
+            torch.arange(of.shape[1], device=device) < torch.arange(len(of), device=device)[:, None] + 1
+            if mask
+            else None
+            for of, mask in zip(features, masked, strict=True)
+        ]
+        ours = [of.detach().requires_grad_() for of in (*features, *(m.to(device) for m in mixings * 2))]
         right = [of.detach().double().requires_grad_() for of in ours]
-        scores = _Aosm.apply(*ours, 0.05, *masks, True)
+        scores = _Aosm.apply(*ours, 0.05, *masks, mixes, True)
         expected = formula.matrix_aosm(right[0], right[1], Matrices(*right[2:]), 0.05, *masks)
         found = [scores, *torch.autograd.grad(scores.sum(), ours)]
         exact = [expected, *torch.autograd.grad(expected.sum(), right)]
@@ -184,13 +201,17 @@ class _Aosm(torch.autograd.Function):
         temperature: float,
         word_mask: Tensor | None,
         frame_mask: Tensor | None,
+        mixes: tuple[bool, bool],
         wanted: bool,
     ) -> Tensor:
-        corrections = _corrections(word, word2), _corrections(frame, frame2)
-        any_of_them = torch.stack([matrices.any() for matrices in corrections])
-        ctx.temperature, ctx.mixes = temperature, any_of_them.tolist()  # one wait for the device
+        ctx.temperature, ctx.mixes = temperature, mixes
         inputs = _Inputs(
-            words.contiguous(), frames.contiguous(), _numbers(word_mask), _numbers(frame_mask), *corrections
+            _real(words, word_mask),
+            _real(frames, frame_mask),
+            _numbers(word_mask),
+            _numbers(frame_mask),
+            _corrections(word, word2),
+            _corrections(frame, frame2),
         )
         ctx.save_for_backward(*inputs)
         if wanted and any(ctx.needs_input_grad):  # what fails, fails where another way can still be taken
@@ -230,7 +251,7 @@ class _Aosm(torch.autograd.Function):
         of_features = of_words, of_frames.view_as(inputs.frames).to(inputs.frames.dtype)
         grads = (*of_features, of_word, of_frame, of_word2, of_frame2)
         needed = zip(grads, ctx.needs_input_grad[:6], strict=True)
-        return *(made if need else None for made, need in needed), None, None, None, None
+        return *(made if need else None for made, need in needed), None, None, None, None, None
 
 
 class _Inputs(NamedTuple):
@@ -253,7 +274,7 @@ class _Inputs(NamedTuple):
 
 
 def _backward(
-    inputs: _Inputs, grad: Tensor, temperature: float, mixes: list[bool], learn: bool
+    inputs: _Inputs, grad: Tensor, temperature: float, mixes: tuple[bool, bool], learn: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """What `programs.backward` writes: `of_scores` and, if the matrices `learn`, the factors of theirs."""
     (texts, length, _), (videos, count, _) = inputs.words.shape, inputs.frames.shape
@@ -277,9 +298,21 @@ def _of_matrices(tiles: Tensor, of_words: Tensor, of_frames: Tensor) -> tuple[Te
     return of_word, of_words[0].T @ of_words[1], of_frame, of_frames[0].T @ of_frames[1]
 
 
+def _real(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Features with 0 as padding, as a NaN there would spread over sums of products."""
+    return (features if mask is None else features.masked_fill(~mask.bool()[..., None], 0.0)).contiguous()
+
+
 def _numbers(mask: Tensor | None) -> Tensor | None:
     """A mask as a program reads it; what is not 0 is real."""
     return None if mask is None else mask.bool().to(torch.int8)
+
+
+def _mixes(matrices: Matrices) -> tuple[bool, bool]:
+    """Whether the matrices of the words are not the identity, and those of the frames."""
+    pairs = (matrices.word, matrices.word2), (matrices.frame, matrices.frame2)
+    words, frames = torch.stack([_corrections(*pair).any() for pair in pairs]).tolist()  # one wait
+    return words, frames
 
 
 def _corrections(first: Tensor, second: Tensor) -> Tensor:
@@ -307,7 +340,7 @@ class _Plan(NamedTuple):
     constants: dict[str, int | bool]
 
     @classmethod
-    def of(cls, tiles: dict[torch.dtype, Tile], inputs: _Inputs, mixes: list[bool]) -> _Plan:
+    def of(cls, tiles: dict[torch.dtype, Tile], inputs: _Inputs, mixes: tuple[bool, bool]) -> _Plan:
         words, frames = inputs[:2]
         tile = tiles[words.dtype]
         if words.is_cuda and _shared_memory(words.device) < 200_000:

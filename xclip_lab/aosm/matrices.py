@@ -10,6 +10,9 @@ from torch import Tensor
 
 from xclip_lab.errors import ConfigError
 
+_LEAST = 1e-30
+"""Similarities are divided by the temperature in float32, which ends at 3e38."""
+
 
 class Matrices(NamedTuple):
     """X-CLIP's four, as stored, untransposed: `word` and `word2` `[W, W]`, `frame` and `frame2` `[F, F]`.
@@ -43,8 +46,8 @@ def check(
     Raises:
         ConfigError: a temperature that is not above 0, or sizes or devices that do not fit together.
     """
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature: {temperature} is not allowed (a number above 0)")
+    if not _LEAST < temperature < math.inf:
+        raise ConfigError(f"temperature: {temperature} is not allowed (a number above {_LEAST:.0g})")
     if words.ndim != 3 or frames.ndim != 3 or not all((*words.shape[1:], frames.shape[1])):
         raise ConfigError(
             f"AOSM takes words [T, W, D] and frames [V, F, D] with W, F and D of 1 at least, got "

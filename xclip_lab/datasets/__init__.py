@@ -42,13 +42,24 @@ def load_dataset(
     Raises:
         ConfigError: no reader or family of that name. DatasetError: missing or malformed annotations.
     """
-    reader = DATASETS[name]
+    check_place(name, root, videos, family)
+    split = own_name(name, split, protocol)
+    place = None if videos is None else Path(videos)
+    return DATASETS[name](Source(Path(root), split, protocol, place, family))
+
+
+def check_place(
+    name: str, root: str | Path, videos: str | Path | None = None, family: Family | None = None
+) -> None:
+    """Refuse a dataset or family that nobody reads, and folders that are not there.
+
+    Raises:
+        ConfigError, DatasetError: as `load_dataset`.
+    """
+    DATASETS[name]  # raises where there is none of that name
     if family is not None and family not in FAMILY_NAMES:
         known = ", ".join(FAMILY_NAMES)
         raise ConfigError(f"unknown family {family!r}{did_you_mean(family, FAMILY_NAMES)} (known: {known})")
-    places = {"data.root": Path(root)} | ({"data.videos": Path(videos)} if videos is not None else {})
-    for key, place in places.items():
-        if not place.exists():
+    for key, place in (("data.root", root), ("data.videos", root if videos is None else videos)):
+        if not Path(place).exists():
             raise DatasetError(f"dataset {name!r}: {place} does not exist; set {key} to where it lies")
-    split = own_name(name, split, protocol)
-    return reader(Source(Path(root), split, protocol, places.get("data.videos"), family))

@@ -10,13 +10,12 @@ from pathlib import Path
 from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
 from xclip_lab.datasets.files import find_all
 from xclip_lab.datasets.reading import read_rows, read_text
-from xclip_lab.errors import AbsentError, DatasetError
+from xclip_lab.errors import AbsentError, DatasetError, first_few
 
 _SUFFIXES = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 CAPTIONS_JSON = "captions.json"
 _SPLITS = ("train", "val", "test")
-_SHOWN = 5
 
 
 @DATASETS.register("folder")
@@ -56,7 +55,7 @@ def _samples(root: Path, split: str, videos: Path | None) -> tuple[list[Sample],
         return _from_csv(root, split, place)
     tables = sorted(root.glob("*.csv"))
     if len(tables) > 1:
-        names = ", ".join(table.name for table in tables[:_SHOWN])
+        names = first_few(table.name for table in tables)
         raise DatasetError(f"{root}: several CSV files ({names}); set data.root to the one that is meant")
     if tables:
         return _from_csv(tables[0], split, place)
@@ -161,9 +160,8 @@ def _check_files(root: Path, samples: list[Sample]) -> None:
     paths = dict.fromkeys(sample.path for sample in samples if sample.path is not None)
     missing = [path for path in paths if not path.exists()]
     if missing:
-        first = ", ".join(str(path) for path in missing[:_SHOWN])
-        more = ", ..." if len(missing) > _SHOWN else ""
-        raise DatasetError(f"{root}: {len(missing)} of {len(paths)} video files are missing: {first}{more}")
+        told = f"{len(missing)} of {len(paths)} video files are missing: {first_few(missing)}"
+        raise DatasetError(f"{root}: {told}")
 
 
 def _lines(path: Path) -> list[str]:

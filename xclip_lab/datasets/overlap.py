@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xclip_lab.datasets.base import Sample, VideoTextDataset
+from xclip_lab.errors import first_few
 from xclip_lab.frame_folder import NOTE_FILE
 
 
@@ -27,7 +28,7 @@ class Overlap(NamedTuple):
 
     def __str__(self) -> str:
         names = [*self.ids, *(f"{video} (the file of {twin})" for video, twin in self.twins.items())]
-        return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return first_few(names)
 
 
 def overlap(

@@ -19,13 +19,12 @@ from xclip_lab.clips import BrokenClip, Clip, ClipDataset
 from xclip_lab.config import RunConfig
 from xclip_lab.datasets import VideoTextDataset
 from xclip_lab.encoding import TextBlocks, Texts, encode, encode_texts
-from xclip_lab.errors import ConfigError, DatasetError, UserError
+from xclip_lab.errors import ConfigError, DatasetError, UserError, count_and_first
 from xclip_lab.evaluation import score
 from xclip_lab.explorer.settings import Settings, rescored
 from xclip_lab.features import left_out
 from xclip_lab.metrics import ranks
 from xclip_lab.model import RetrievalModel, evaluating
-from xclip_lab.result import count_and_first
 from xclip_lab.tokens import TokenSet
 
 SIDE = 112
@@ -300,7 +299,7 @@ def open_gallery(
     rows = [row for row, sample in enumerate(dataset.samples) if sample.video_id in films]
     groups = None if dataset.groups is None else dataset.groups[rows]
     kept = replace(dataset, samples=[dataset.samples[row] for row in rows], groups=groups)
-    texts = Texts(model, [sample.caption for sample in kept.samples], config.evaluation.batch_size)
+    texts = Texts.of(model, [sample.caption for sample in kept.samples], config.evaluation.batch_size)
     return Gallery(name, model, kept, texts, TokenSet.cat(parts), clips, config, loader.broken, films)
 
 

@@ -37,6 +37,13 @@ class HeadOutput:
     contrasted: Mapping[str, tuple[float, Tensor]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class HeadConfig:
+    """Of a head with nothing to set."""
+
+    name: str = ""
+
+
 class Head(nn.Module):
     """Base of all heads. A new one is a new file: a config dataclass and a class like
 
@@ -47,9 +54,12 @@ class Head(nn.Module):
             def forward(self, text, video): return HeadOutput(logits)
 
     `config_class` is a frozen dataclass with a field `name`. All else has a default that mostly fits.
+
+    Args:
+        config: of that class. width: D. max_words, max_frames: W and F.
     """
 
-    config_class: ClassVar[type]
+    config_class: ClassVar[type] = HeadConfig
     family: ClassVar[str | None] = None
     """The official code whose checkpoints it takes (`families.FAMILIES`), None where there is none."""
     official: ClassVar[Mapping[str, Any]] = {}
@@ -63,6 +73,10 @@ class Head(nn.Module):
     """Whether the cross entropy sees exp(logit_scale) * logits."""
     scaled_similarity: ClassVar[bool] = True
     """Whether `similarity` (what evaluation ranks) carries exp(logit_scale)."""
+
+    def __init__(self, config: Any, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__()
+        self.config, self.width = config, width
 
     @classmethod
     def check(cls, config: Any, temporal: TemporalConfig, width: int | None) -> None:

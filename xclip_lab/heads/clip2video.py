@@ -52,8 +52,7 @@ class Clip2VideoHead(Head):
     video_tokens = "frames"
 
     def __init__(self, config: Clip2VideoConfig, width: int, max_words: int, max_frames: int) -> None:
-        super().__init__()
-        self.config, self.width = config, width
+        super().__init__(config, width, max_words, max_frames)
         if config.center_proj:
             self.weight_center = nn.Parameter(torch.randn(config.centers, width) / 8)
             self.emb_center = nn.Parameter(torch.randn(config.centers, width) / 8)

@@ -32,24 +32,13 @@ if TYPE_CHECKING:
     from xclip_lab.config import TemporalConfig
 
 
-@dataclass(frozen=True)
-class Clip4ClipConfig:
-    """CLIP4Clip's loose type has nothing to set: the `agg_module` is the method."""
-
-    name: str = "clip4clip"
-
-
 @HEADS.register("clip4clip")
 class Clip4ClipHead(Head):
-    """The cosine of sentence and video (CLIP4Clip 3.3, parameter-free and sequential type)."""
+    """The cosine of sentence and video (CLIP4Clip 3.3, parameter-free and sequential type): the `agg_module`
+    is the method."""
 
-    config_class = Clip4ClipConfig
     pairs_alone = True
     family = "clip4clip"
-
-    def __init__(self, config: Clip4ClipConfig, width: int, max_words: int, max_frames: int) -> None:
-        super().__init__()
-        self.config = config
 
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         return HeadOutput(normalize(text.pooled, dim=-1) @ video.pooled.T)
@@ -79,13 +68,12 @@ class TightTransfHead(Head):
     scaled_similarity = False
 
     def __init__(self, config: TightTransfConfig, width: int, max_words: int, max_frames: int) -> None:
-        super().__init__()
+        super().__init__(config, width, max_words, max_frames)
         if config.positions <= max_frames:
             raise ConfigError(
                 f"head.positions: {config.positions} is not allowed with max_frames={max_frames} (the "
                 f"sentence and the frames take {max_frames + 1})"
             )
-        self.config, self.width = config, width
         self.cross = _Cross(config, width)
         self.similarity_dense = added_linear(width, 1)
 

@@ -76,8 +76,7 @@ class GlsclHead(Head):
     scaled_similarity = False
 
     def __init__(self, config: GlsclConfig, width: int, max_words: int, max_frames: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, width, max_words, max_frames)
         self.noun_queries = nn.Parameter(torch.rand(config.queries, width))
         self.spatial_queries = nn.Parameter(torch.rand(config.queries, width))
         self.weight_fc = nn.Sequential(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +20,13 @@ WEIGHTS = "weights"
 """The name of the tokens' weights in `TokenSet.extra`."""
 
 
-@dataclass(frozen=True)
-class MaxSimConfig:
-    """MaxSim has nothing to set."""
-
-    name: str = "maxsim"
-
-
 class _Interaction(Head):
     """What these heads share: the matrix of cosines of real words and real frames."""
 
     pairs_alone = True
 
-    def __init__(self, config: object, width: int, max_words: int, max_frames: int) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: Any, width: int, max_words: int, max_frames: int) -> None:
+        super().__init__(config, width, max_words, max_frames)
         self.word_frame_similarity = Tap("[T, V, W, F]")
 
     def best_matches(self, text: TokenSet, video: TokenSet) -> tuple[Tensor, Tensor]:
@@ -50,7 +41,7 @@ class _Interaction(Head):
 
 def _without_padding(tokens: TokenSet) -> Tensor:
     """The tokens with the first real one in the padded places: there it changes no maximum."""
-    first = tokens.tokens[torch.arange(len(tokens)), tokens.mask.argmax(1)]
+    first = tokens.tokens[torch.arange(len(tokens)), tokens.mask.int().argmax(1)]
     return torch.where(tokens.mask.bool()[..., None], tokens.tokens, first[:, None])
 
 
@@ -62,45 +53,25 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 class MaxSimHead(_Interaction):
     """Each word looks for its best frame; the mean over words (ColBERT's late interaction)."""
 
-    config_class = MaxSimConfig
-
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         of_words, _ = self.best_matches(text, video)
         return HeadOutput(_mean(of_words, text.mask[:, None]))
-
-
-@dataclass(frozen=True)
-class TokenInteractionConfig:
-    """The plain token-wise interaction has nothing to set."""
-
-    name: str = "ti"
 
 
 @HEADS.register("ti")
 class TokenInteractionHead(_Interaction):
     """MaxSim in both directions: words look for frames, frames for words; the mean of both (DRL 3.2)."""
 
-    config_class = TokenInteractionConfig
-
     def forward(self, text: TokenSet, video: TokenSet) -> HeadOutput:
         of_words, of_frames = self.best_matches(text, video)
         return HeadOutput((_mean(of_words, text.mask[:, None]) + _mean(of_frames, video.mask[None])) / 2)
-
-
-@dataclass(frozen=True)
-class WeightedTokenInteractionConfig:
-    """The weighted token-wise interaction has nothing to set."""
-
-    name: str = "wti"
 
 
 @HEADS.register("wti")
 class WeightedTokenInteractionHead(_Interaction):
     """As `ti`, with weights of words and of frames that two small networks learn (DRL 3.2, eq. 4)."""
 
-    config_class = WeightedTokenInteractionConfig
-
-    def __init__(self, config: object, width: int, max_words: int, max_frames: int) -> None:
+    def __init__(self, config: Any, width: int, max_words: int, max_frames: int) -> None:
         super().__init__(config, width, max_words, max_frames)
         self.text_weight_fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         self.video_weight_fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))

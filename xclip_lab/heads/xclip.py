@@ -80,8 +80,8 @@ class XClipHead(Head):
     video_tokens = "frames"
 
     def __init__(self, config: XClipConfig, width: int, max_words: int, max_frames: int) -> None:
-        super().__init__()
-        self.config, self.max_words, self.max_frames = config, max_words, max_frames
+        super().__init__(config, width, max_words, max_frames)
+        self.max_words, self.max_frames = max_words, max_frames
         self._kernels_fail = False
         self.global_mat_weight = nn.Parameter(torch.eye(width))
         self.local_mat_weight = nn.Parameter(torch.eye(width))
@@ -139,7 +139,7 @@ class XClipHead(Head):
     def backend_on(self, device: torch.device) -> Backend:
         """Who computes the fine contrasts of features on `device`: `formula` as they read, `blocked` by
         tiles, `triton` on GPUs, `triton-fp16` likewise but with the features rounded to float16 where no
-        gradient is wanted. `auto` is the fastest of those that keep float32 and can be had; where the kernels
+        gradient is wanted. `auto` is the kernels in float32 where they run, else the tiles; where the kernels
         turn out to fail it gives way to tiles and says so.
 
         Whatever was asked, it is the formula while something hooks one of the taps that only it has.
@@ -148,12 +148,10 @@ class XClipHead(Head):
             ConfigError: a backend that cannot be used there.
         """
         sizes = self.max_words, self.max_frames
-        chosen = choose(self.config.backend, device, self.local_mat_weight.dtype, *sizes)
-        if self.config.fusion == "transformer" or self._watched():
-            return "formula"
-        if self.config.backend == "auto" and (self.config.fusion != "aosm" or self._kernels_fail):
-            return "blocked"
-        return chosen
+        only_tiles = self.config.fusion != "aosm" or self._kernels_fail
+        asked = "blocked" if self.config.backend == "auto" and only_tiles else self.config.backend
+        chosen = choose(asked, device, self.local_mat_weight.dtype, *sizes)
+        return "formula" if self.config.fusion == "transformer" or self._watched() else chosen
 
     def block_on(self, device: torch.device) -> tuple[int, int]:
         """Where tiles bound the memory, what is computed of a text once a block pays with many videos; a GPU
@@ -217,9 +215,9 @@ class XClipHead(Head):
             except ConfigError as error:
                 if not auto:
                     raise
-                if isinstance(error, kernels.KernelError):
-                    self._kernels_fail = True
-                    warnings.warn(f"AOSM is computed in tiles from here on: {error}", stacklevel=2)
+                self._kernels_fail |= isinstance(error, kernels.KernelError)
+                lasts = " from here on" if self._kernels_fail else ""
+                warnings.warn(f"AOSM is computed in tiles{lasts}: {error}", stacklevel=2)
         return getattr(blocked, name)(rows, columns, *rest)
 
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
@@ -288,8 +286,9 @@ class TransformerFusion(nn.Module):
         features: scores a position. length: positions.
     """
 
-    def __init__(self, features: int, length: int, width: int = 32) -> None:
+    def __init__(self, features: int, length: int) -> None:
         super().__init__()
+        width = 32
         self.lift = nn.Linear(features, width)
         self.positions = nn.Parameter(torch.zeros(length, width))
         self.encoder = nn.TransformerEncoderLayer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import errno
 import itertools
 import json
 import os
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from xclip_lab import atomic
 from xclip_lab.config import GenerateConfig, to_dict
 from xclip_lab.datasets.synthetic import CONFIG_FILE, annotation_path, video_path
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import DatasetError, writing
 from xclip_lab.synthetic.plan import SPLITS, Clip, check, plan, video_ids
 from xclip_lab.synthetic.render import encode, render
 
@@ -48,16 +47,12 @@ def generate(
     check(config)
     root = Path(root)
     try:
-        _claim(config, root)
-        _generate(config, root, workers or os.cpu_count() or 1, progress)
+        with writing(root, " and start again: finished clips are kept"):
+            _claim(config, root)
+            _generate(config, root, workers or os.cpu_count() or 1, progress)
     except av.codec.codec.UnknownCodecError as error:
         raise DatasetError(
             "this PyAV cannot encode H.264 (no libx264); install the wheel: pip install av"
-        ) from error
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise DatasetError(
-            f"{root}: cannot write clips: {reason}; mend this and run it again (finished clips are kept)"
         ) from error
 
 
@@ -128,13 +123,9 @@ def _generate(config: GenerateConfig, root: Path, workers: int, progress: bool) 
 
 def _make(clip: Clip, root: Path, size: int, hold: int, fps: float) -> None:
     path = video_path(root, clip.video_id)
-    temporary = path.with_name(atomic.TEMPORARY + path.name)
     content = encode(render(clip, size, hold), fps)
-    try:
+    with atomic.replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_annotations(config: GenerateConfig, root: Path, split: str) -> None:
