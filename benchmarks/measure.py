@@ -147,6 +147,12 @@ class Machine:
         )
 
 
+def bfloat16_rate() -> float:
+    """FLOP/s of a large product in bfloat16, all cores."""
+    left, right = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    return 2 * 2048**3 / in_turn({"product": lambda: left @ right}, 7)["product"]
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

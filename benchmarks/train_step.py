@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Machine, Options, Row, in_turn, report
+from benchmarks.measure import Machine, Options, Row, bfloat16_rate, in_turn, report
 from benchmarks.models import SIDE, batch_of
 from xclip_lab import create_model
 from xclip_lab.config import RunConfig, load_config
@@ -60,12 +60,6 @@ def stepper(keys: dict[str, str]) -> Stepper:
     model = create_model(config)
     optimizer = create_optimizer(list(model.named_parameters()), config.optim, 100)
     return Stepper(model.train(), optimizer, config, Ranks(), torch.device("cpu"), Path("none"))
-
-
-def bfloat16_rate() -> float:
-    """FLOP/s of a large product in bfloat16, all cores."""
-    left, right = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
-    return 2 * 2048**3 / in_turn({"product": lambda: left @ right}, 7)["product"]
 
 
 if __name__ == "__main__":

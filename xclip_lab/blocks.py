@@ -9,6 +9,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 
 from xclip_lab.errors import ConfigError
+from xclip_lab.precision import as_around
 from xclip_lab.tap import tap_attention
 
 MASKED = -1e6
@@ -18,10 +19,18 @@ EPSILON = 1e-12
 """Of every LayerNorm in an added block."""
 
 
+class _Added(Transformer):
+    """Takes and gives tokens of one precision, and computes as autocast says."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        with as_around(x.device):
+            return super().forward(x, attn_mask=attn_mask).to(x.dtype)
+
+
 def added_transformer(width: int, layers: int) -> Transformer:
     """Blocks that are added to the towers: QuickGELU, heads = width / 64, LayerNorm eps 1e-12; with taps."""
     norm = partial(LayerNorm, eps=EPSILON)
-    return tap_attention(Transformer(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm))
+    return tap_attention(_Added(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm))
 
 
 def added_linear(width: int, outputs: int) -> nn.Linear:

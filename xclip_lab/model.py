@@ -16,6 +16,7 @@ from xclip_lab.config import ModelConfig, RunConfig
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.losses import symmetric_cross_entropy
+from xclip_lab.precision import in_float32
 from xclip_lab.preprocess import normalise
 from xclip_lab.seen import Seen
 from xclip_lab.temporal import AGG_MODULES
@@ -108,7 +109,7 @@ class RetrievalModel(nn.Module):
 
     def text_set(self, sentence: Tensor, words: Tensor, mask: Tensor) -> TokenSet:
         """What the head makes of the text tower's `sentence [B, D]` and `words [B, W, D]`."""
-        with torch.autocast(words.device.type, enabled=False):
+        with in_float32(words.device):
             return self.head.encode_text(TokenSet(sentence, words, mask))
 
     def encode_video(self, video: Tensor, mask: Tensor) -> TokenSet:
@@ -124,7 +125,7 @@ class RetrievalModel(nn.Module):
         """
         self._check_mask(video, mask)
         frames = video if video.ndim == 3 else self.frame_features(video, mask)
-        with torch.autocast(video.device.type, enabled=False):
+        with in_float32(video.device):
             return self.head.encode_video(frames, mask, self.temporal)
 
     def frame_features(self, video: Tensor, mask: Tensor) -> Tensor:
@@ -191,8 +192,8 @@ class RetrievalModel(nn.Module):
         return self.loss(batch)
 
     def _head_output(self, text: TokenSet, video: TokenSet):
-        # A temperature of 0.01 amplifies an error of the scores a hundred times: heads compute in float32.
-        with torch.autocast(text.pooled.device.type, enabled=False):
+        # A temperature of 0.01 amplifies an error of the scores a hundred times.
+        with in_float32(text.pooled.device):
             return self.head(text, video)
 
     def _normalise(self, video: Tensor, mask: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from tests.unit.tiny import tiny
@@ -13,6 +14,7 @@ from xclip_lab.config import TemporalConfig
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads.base import masked_frame_mean
 from xclip_lab.model import evaluating
+from xclip_lab.tap import Tap
 from xclip_lab.temporal import SeqLSTM, SeqTransf
 
 
@@ -121,6 +123,33 @@ def test_bf16_autocast_keeps_the_scores_in_float32():
     assert loss.dtype == torch.float32
     assert not torch.equal(loss, exact)
     torch.testing.assert_close(loss, exact, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "temporal.transformerClip"),
+        ({"head.name": "clip2video", "temporal.agg_module": "tdb"}, "temporal.frame2t_attention"),
+        ({"head.name": "tightTransf", "temporal.agg_module": "meanP"}, "head.cross.transformer"),
+    ],
+)
+def test_added_transformers_follow_autocast_and_nothing_else_does(settings, name):
+    """What comes out of them is float32 again."""
+    model, batch, seen = tiny(**settings), batch_of(), {}
+    for place, module in model.named_modules():
+        if isinstance(module, nn.Linear | Tap) and not place.startswith("clip."):
+            module.register_forward_hook(lambda _, __, out, place=place: seen.__setitem__(place, out.dtype))
+    whole = model.get_submodule(name)
+    whole.register_forward_hook(lambda _, __, out: seen.__setitem__(name, out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.loss(batch)
+    inner = {place for place in seen if ".resblocks." in place and place.endswith("c_fc")}
+    assert any(place.startswith(name) for place in inner)
+    assert {seen[place] for place in inner} == {torch.bfloat16}
+    assert {dtype for place, dtype in seen.items() if ".resblocks." not in place} == {torch.float32}
+    seen.clear()
+    model.loss(batch)
+    assert set(seen.values()) == {torch.float32}
 
 
 AS_IT_READS = {"head.backend": "formula"}  # what taps look into; tiles round elsewhere
