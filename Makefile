@@ -23,7 +23,7 @@ quickstart: $(INSTALLED) ## make clips, train X-CLIP on them, evaluate, draw its
 test: $(INSTALLED) ## the fast tests; says what was skipped and why
 	$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal
 
-# The slow tests run one after the other: some of them hold a target of time on all cores.
+# The slow tests run one after the other: some of them take all cores.
 test-all: test ## every test
 	$(PYTEST) -m slow
 

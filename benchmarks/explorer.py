@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import nbformat
 
 from benchmarks.measure import Options
 from tests.browser import lab
+from xclip_lab.errors import UserError
 
 QUERIES = (
     "a red circle moves right",
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--run", default="", help="one with the quickstart's frames; else fresh weights")
     parser.add_argument("--folder", default="", help="where clips go and stay; else a temporary one")
     arguments = parser.parse_args()
-    if lab.missing():
-        sys.exit(lab.missing())
+    if reason := lab.missing():
+        raise UserError(f"explorer: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         measure(arguments, Path(temporary))
 

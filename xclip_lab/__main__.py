@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from xclip_lab import __version__, commands, data_commands
-from xclip_lab.errors import ConfigError, UserError, disk_remedy
+from xclip_lab.errors import DISK_ERRORS, ConfigError, UserError, disk_remedy
 from xclip_lab.registry import did_you_mean
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _KEYS = "Every key of the configuration is an option as well, such as --head.temperature 0.1."
 _INTERRUPTED = "interrupted; give the same command again to go on"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK = {*DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,7 +61,7 @@ def fitting_chunk(
         pair: one of the largest size, on the model's device.
 
     Raises:
-        TrainingError: not even one pair fits.
+        TrainingError: memory that is full of what the first few need.
     """
     free = free_memory(pair.video.device)
     if free is None or most == 1:
@@ -69,8 +69,6 @@ def fitting_chunk(
     room = free * _SHARE - _KEPT * sum(p.numel() for p in model.parameters() if p.requires_grad)
     with room_for(_not_one):
         one = _live_bytes(model, pair, 1, autocast)
-    if max(one) > free:
-        raise _not_one()
     fits = room / max(one)
     # From one pair only where two are all: with a single row some operations need no copy.
     few = min(2, most - 1)

@@ -78,9 +78,8 @@ def train(arguments: Namespace) -> None:
         if result.broken:
             print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
         print(
-            f"trained for {result.steps} steps in {result.seconds:.0f} s, "
-            f"{result.history[-1]['wait']:.0%} of the last epoch waiting for clips; the model is "
-            f"{result.checkpoint}\n"
+            f"trained for {result.steps} steps in {result.seconds:.0f} s; the model is {result.checkpoint}\n"
+            f"steps of the last epoch waited for clips {result.history[-1].get('wait', 0):.0%} of the time\n"
             f"next: xclip-lab evaluate {run_dir}"
         )
 

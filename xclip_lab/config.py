@@ -208,7 +208,8 @@ class TrainConfig:
 
     `tower_chunk` pairs at a time pass the towers in each process; null: all, or, where the free memory does
     not hold the activations of so many, as many as it holds. In chunks each pair passes twice, and the
-    gradients are the same but for rounding (`xclip_lab.cached`).
+    gradients are the same but for rounding (`xclip_lab.cached`). `precision` `bf16` is autocast of the
+    towers and of the transformers that are added to them; all else and the weights stay float32.
 
     With torchrun `batch_size` is that of all processes together, and `gather_gradients` `exact` gives what
     one process would with the whole batch; `official` gives the towers 1 / processes of it (ledger 7).

@@ -96,11 +96,12 @@ def encode(
             raise _too_many_missing(dataset, gone, allowed)
     loader = make_loader(clips, order=range(own.start, own.stop), batch_size=batch_size)
     device, made = model.logit_scale.device, []
-    with evaluating(model), _batch_fits(batch_size):
+    with evaluating(model):
         for batch in tqdm(loader, "encode videos", unit="batch", disable=not progress, leave=False):
             if len(loader.broken) <= allowed:  # beyond that, only to name every file that is to be mended
-                batch = batch.to(device)
-                made.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
+                with _batch_fits(batch_size):
+                    batch = batch.to(device)
+                    made.append(model.encode_video(batch.video, batch.video_mask).to("cpu"))
     broken = ranks.union(loader.broken)
     if len(broken) > allowed or len(broken) == len(clips):
         raise _too_many_missing(dataset, broken, allowed)
@@ -203,7 +204,7 @@ class KeptTexts:
 
 def _batch_fits(batch_size: int) -> AbstractContextManager[None]:
     """A full memory as the batch's fault."""
-    remedy = f"try {batch_size // 2}" if batch_size > 1 else "free some, or lower max_frames"
+    remedy = f"try {batch_size // 2}" if batch_size > 1 else "free some"
     return room_for(
         lambda: ConfigError(
             f"evaluation.batch_size: {batch_size} at a time in the towers do not fit into memory; {remedy}"

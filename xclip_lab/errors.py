@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_MACHINE = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
 _FEW = 5
 
 
@@ -53,6 +54,8 @@ def writing(place: str | Path, then: str = "", kind: type[UserError] = DatasetEr
     """
     try:
         yield
+    except BrokenPipeError:  # not of these files
+        raise
     except OSError as error:
         file = error.filename2 or error.filename or place  # the second is what was to be replaced
         raise kind(f"{file}: {one_line(error)}; {disk_remedy(error)}{then}") from error
@@ -63,6 +66,8 @@ def disk_remedy(error: BaseException) -> str:
     number = _error_number(error)
     if number == errno.EFBIG:
         return "raise the limit on the size of a file (ulimit -f)"
+    if number in _OF_MACHINE:
+        return "mend that"
     full = number in (errno.ENOSPC, errno.EDQUOT)
     return "make room or choose another place" if full else "choose another place"
 

@@ -170,6 +170,8 @@ class Checkpoints:
             missing = isinstance(error, FileNotFoundError | PermissionError)
             reason = one_line(error) if missing else "the file is cut off or holds something else"
             raise TrainingError(damaged(file, reason, self.folder.parent)) from error
+        if isinstance(state, dict):
+            state.setdefault("tower_chunk", None)  # runs begun before there were chunks
         mismatch = _mismatch(state, _STATE_FIELDS)
         if not mismatch and state["best"] is not None:
             mismatch = _mismatch(state["best"], _STAMP_FIELDS)

@@ -80,7 +80,7 @@ def scored(
                 if not block_size:  # as many pairs of few texts as of many
                     wide = max(usual[1], min(math.prod(usual) // len(some), _VIDEOS))
                 columns = _columns(-(-len(some) // high), len(video), wide, workers)
-                with room_for(partial(_too_large, high, wide, min(high, wide) // 2)):
+                with room_for(partial(_too_large, high, wide, (block_size or high) // 2)):
                     block = some[:high], video[:columns]
                     if block_size and start == share.start and math.prod(map(len, block)) > math.prod(usual):
                         blocks = -(-len(some) // high) * -(-len(video) // columns)

@@ -68,13 +68,6 @@ class Stepper:
             TrainingError: a loss or gradient that is not finite, a full memory. PeerLost: another process
                 died.
         """
-        given = next((batch for batch in parts if batch is not None), self._blank_pair())
-        with room_for(
-            lambda: TrainingError(f"memory is full at step {step}; {self._for_less(given)}{self._kept()}")
-        ):
-            return self._made(step, parts)
-
-    def _made(self, step: int, parts: list[Batch | None]) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
         here = [0 if batch is None else len(batch) for batch in parts]
         sizes = [sum(of) for of in zip(*self.ranks.exchange(here), strict=True)]
@@ -87,16 +80,18 @@ class Stepper:
                 continue
             share = size / pairs
             given = self._blank_pair() if batch is None else batch
-            values = self._backward(step, part, given, batch is None, share)
+            with room_for(lambda given=given: self._full(step, self._for_less(given))):  # type: ignore[misc]
+                values = self._backward(step, part, given, batch is None, share)
             self._check_finite(step, values)
             for name, value in values.items():
                 means[name] = means.get(name, 0.0) + value * share
-        self.ranks.average_gradients(self.model.parameters())
-        norm = clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm).item()
-        if not math.isfinite(norm):
-            self._fail_on_gradient(step)
-        lr = max(self.optimizer.get_lr())
-        self.optimizer.step()
+        with room_for(lambda: self._full(step, "the optimiser keeps two numbers for each weight; free some")):
+            self.ranks.average_gradients(self.model.parameters())
+            norm = clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm).item()
+            if not math.isfinite(norm):
+                self._fail_on_gradient(step)
+            lr = max(self.optimizer.get_lr())
+            self.optimizer.step()
         clamp_logit_scale(self.model.logit_scale)
         scale = self.model.logit_scale.item()
         return {"pairs": pairs, **means, "lr": lr, "grad_norm": norm, "logit_scale": scale}
@@ -135,6 +130,9 @@ class Stepper:
         if chunk is None or batch.video.ndim == 3:  # stored features have passed them
             return len(batch)
         return min(int(chunk), len(batch))
+
+    def _full(self, step: int, remedy: str) -> TrainingError:
+        return TrainingError(f"memory is full at step {step}; {remedy}{self._kept()}")
 
     def _for_less(self, batch: Batch) -> str:
         """What would need less memory than this batch."""

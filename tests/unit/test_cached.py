@@ -152,18 +152,21 @@ def test_numbers_of_pairs_that_take_other_operations(monkeypatch):
 
 
 def test_not_even_one_pair(monkeypatch):
-    """Then it is refused; where three may not fit, they are not tried."""
+    """Then memory is full, in one line; where three may not fit, they are not tried."""
     asked = []
-    monkeypatch.setattr(
-        cached, "_live_bytes", lambda model, pair, count, autocast: asked.append(count) or [40]
-    )
+    monkeypatch.setattr(cached, "_live_bytes", lambda *given: asked.append(given[2]) or [40])
     one, pair = nn.Linear(1, 1, bias=False), batch_of(texts=1, videos=1)
-    monkeypatch.setattr(cached, "free_memory", lambda device: 39)
+    for free in (39, 119):
+        monkeypatch.setattr(cached, "free_memory", lambda device, free=free: free)
+        assert fitting_chunk(one, pair, 8) == 1
+    assert asked == [1, 1]
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(cached, "_live_bytes", full)
     with pytest.raises(TrainingError, match=r"for one pair; try towers.gradient_checkpointing=true"):
         fitting_chunk(one, pair, 8)
-    monkeypatch.setattr(cached, "free_memory", lambda device: 119)
-    assert fitting_chunk(one, pair, 8) == 1
-    assert asked == [1, 1]
 
 
 def test_what_are_no_pairs_is_found_before_the_towers():

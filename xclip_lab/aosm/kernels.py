@@ -147,7 +147,8 @@ def compare(
     mixes: tuple[bool, bool],
 ) -> None:
     """Hold the kernels, as this GPU's compiler made them for such pairs, against the formula: scores and
-    gradients of random pairs, more than one program takes. Once for each program.
+    gradients, with matrices that learn and with fixed ones, of random pairs, more than one program takes.
+    Once for each program.
 
     Args:
         sizes: W, F and D. masked: whether there are masks of words and of frames. mixes: as of `_mixes`.
@@ -175,9 +176,13 @@ def compare(
         ours = [of.detach().requires_grad_() for of in (*features, *(m.to(device) for m in mixings * 2))]
         right = [of.detach().double().requires_grad_() for of in ours]
         scores = _Aosm.apply(*ours, 0.05, *masks, mixes, True)
+        fixed = [of.detach() for of in ours[2:]]
+        of_fixed = _Aosm.apply(*ours[:2], *fixed, 0.05, *masks, mixes, True)
         expected = formula.matrix_aosm(right[0], right[1], Matrices(*right[2:]), 0.05, *masks)
+        of_all = torch.autograd.grad(expected.sum(), right)
         found = [scores, *torch.autograd.grad(scores.sum(), ours)]
-        exact = [expected, *torch.autograd.grad(expected.sum(), right)]
+        found += torch.autograd.grad(of_fixed.sum(), ours[:2])
+        exact = [expected, *of_all, *of_all[:2]]
     errors = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
     if not max(errors) < _CLOSE:
         raise KernelError(

@@ -60,6 +60,8 @@ def check_place(
     if family is not None and family not in FAMILY_NAMES:
         known = ", ".join(FAMILY_NAMES)
         raise ConfigError(f"unknown family {family!r}{did_you_mean(family, FAMILY_NAMES)} (known: {known})")
-    for key, place in (("data.root", root), ("data.videos", root if videos is None else videos)):
+    for key, place in (("root", root), ("videos", root if videos is None else videos)):
         if not Path(place).exists():
-            raise DatasetError(f"dataset {name!r}: {place} does not exist; set {key} to where it lies")
+            raise DatasetError(
+                f"dataset {name!r}: {place} does not exist; give its place (data.{key}; `data check --{key}`)"
+            )

@@ -53,7 +53,8 @@ class Head(nn.Module):
             def __init__(self, config, width, max_words, max_frames): ...
             def forward(self, text, video): return HeadOutput(logits)
 
-    `config_class` is a frozen dataclass with a field `name`. All else has a default that mostly fits.
+    `config_class` is a frozen dataclass with a field `name`. All else has a default that mostly fits; an
+    `__init__` of its own hands its arguments on.
 
     Args:
         config: of that class. width: D. max_words, max_frames: W and F.

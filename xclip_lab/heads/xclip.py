@@ -215,9 +215,11 @@ class XClipHead(Head):
             except ConfigError as error:
                 if not auto:
                     raise
+                made = getattr(blocked, name)(rows, columns, *rest)  # or what it was given is wrong
                 self._kernels_fail |= isinstance(error, kernels.KernelError)
                 lasts = " from here on" if self._kernels_fail else ""
                 warnings.warn(f"AOSM is computed in tiles{lasts}: {error}", stacklevel=2)
+                return made
         return getattr(blocked, name)(rows, columns, *rest)
 
     def _video_word(self, words: Tensor, video: Tensor, mask: Tensor | None) -> Tensor:
