@@ -194,6 +194,16 @@ def test_finished_run_returns_at_once(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == before
 
 
+def test_runs_begun_before_there_were_chunks_go_on(tmp_path):
+    train_tiny(tmp_path, {"train.max_steps": 2})
+    file = tmp_path / "checkpoints" / "last" / "training.pt"
+    state = torch.load(file, weights_only=True)
+    del state["tower_chunk"]
+    torch.save(state, file)
+    again = train_tiny(tmp_path, {"train.max_steps": 2})
+    assert again.steps == 2
+
+
 def test_official_recipe_with_parts_resumes(tmp_path):
     overrides = {"optim.recipe": "official", "train.accumulate": 2, "train.precision": "bf16"}
     train_tiny(tmp_path / "whole", overrides)
