@@ -19,10 +19,11 @@ EPSILON = 1e-12
 """Of every LayerNorm in an added block."""
 
 
-class _Added(Transformer):
-    """Takes and gives tokens of one precision, and computes as autocast says."""
+class _AddedTransformer(Transformer):
+    """open_clip's, but that it computes as autocast says and gives the precision that it was given."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Tokens `[B, N, D]` and the additive mask of `key_mask`, `[B * heads, N, N]`, to `[B, N, D]`."""
         with as_around(x.device):
             return super().forward(x, attn_mask=attn_mask).to(x.dtype)
 
@@ -30,7 +31,9 @@ class _Added(Transformer):
 def added_transformer(width: int, layers: int) -> Transformer:
     """Blocks that are added to the towers: QuickGELU, heads = width / 64, LayerNorm eps 1e-12; with taps."""
     norm = partial(LayerNorm, eps=EPSILON)
-    return tap_attention(_Added(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm))
+    return tap_attention(
+        _AddedTransformer(width, layers, heads_of(width), act_layer=QuickGELU, norm_layer=norm)
+    )
 
 
 def added_linear(width: int, outputs: int) -> nn.Linear:

@@ -20,7 +20,7 @@ from xclip_lab.backbone import sentence_places
 from xclip_lab.batching import Batch
 from xclip_lab.errors import TrainingError
 from xclip_lab.live_bytes import LiveBytes
-from xclip_lab.memory import free_memory, room_for
+from xclip_lab.memory import free_memory, is_out_of_memory, room_for
 from xclip_lab.model import Gather, RetrievalModel, as_they_are
 
 _SHARE = 0.8  # of the free memory; the features, the head and what nobody counts need the rest
@@ -61,7 +61,7 @@ def fitting_chunk(
         pair: one of the largest size, on the model's device.
 
     Raises:
-        TrainingError: memory that is full of what the first few need.
+        TrainingError: memory that is full of a single pair.
     """
     free = free_memory(pair.video.device)
     if free is None or most == 1:
@@ -73,9 +73,13 @@ def fitting_chunk(
     # From one pair only where two are all: with a single row some operations need no copy.
     few = min(2, most - 1)
     if max(one) * (few + 1) <= free:  # or so many are not tried
-        with room_for(_not_one):
+        try:
             fewer = one if few == 1 else _live_bytes(model, pair, few, autocast)
             more = _live_bytes(model, pair, few + 1, autocast)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1
         if len(fewer) != len(more):  # other operations for other numbers: only the largest can be compared
             fewer, more = [max(fewer)], [max(more)]
         # Each tensor grows evenly with the pairs, and so does what is alive at any moment.

@@ -77,9 +77,11 @@ def train(arguments: Namespace) -> None:
         result = fit(study.new_model(config), config, train_set, run_dir, val=val_set)
         if result.broken:
             print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
+        last = result.history[-1]
+        if "wait" in last:  # not in the records of older runs
+            print(f"steps of the last epoch waited for clips {last['wait']:.0%} of the time")
         print(
             f"trained for {result.steps} steps in {result.seconds:.0f} s; the model is {result.checkpoint}\n"
-            f"steps of the last epoch waited for clips {result.history[-1].get('wait', 0):.0%} of the time\n"
             f"next: xclip-lab evaluate {run_dir}"
         )
 

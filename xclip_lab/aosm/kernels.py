@@ -65,7 +65,10 @@ def available(
         return "the Triton kernels need the package triton, which is not installed"
     if dtype not in FORWARD:
         name = str(dtype).removeprefix("torch.")
-        return f"the Triton kernels take features in float16 or float32, not {name}, too coarse for AOSM"
+        return (
+            "the Triton kernels take features in float16 or float32 (bfloat16 is too coarse for AOSM), not "
+            f"{name}"
+        )
     if _padded(words, False) * _padded(frames, False) > _MOST:
         return (
             f"a matrix of {words} words and {frames} frames does not fit the Triton kernels (128 x 128 does)"
