@@ -61,14 +61,16 @@ def writing(place: str | Path, then: str = "", kind: type[UserError] = DatasetEr
         raise kind(f"{file}: {one_line(error)}; {disk_remedy(error)}{then}") from error
 
 
-def disk_remedy(error: BaseException) -> str:
-    """What to do about a disk that does not take a file."""
+def disk_remedy(error: BaseException, elsewhere: bool = True) -> str:
+    """What to do about a disk that does not take a file; whether it may go `elsewhere`."""
     number = _error_number(error)
     if number == errno.EFBIG:
         return "raise the limit on the size of a file (ulimit -f)"
     if number in _OF_MACHINE:
         return "mend that"
     full = number in (errno.ENOSPC, errno.EDQUOT)
+    if not elsewhere:
+        return "make room" if full else "mend that"
     return "make room or choose another place" if full else "choose another place"
 
 

@@ -15,17 +15,38 @@ from xclip_lab.config import OptimConfig
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 """Pairs of a parameter's name in the official code and the parameter."""
 
+Schedule = Callable[[float, float], float]
+"""Progress (steps done / all steps) and warm-up share -> factor on the learning rate."""
+
 MAX_LOGIT_SCALE = math.log(100)
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
-    """Official, of shares of all steps: linear from 0, then a cosine counted from step 0, not from the end of
-    the warm-up. It jumps down where the warm-up ends and rises again past the last step.
+    """Official: linear from 0, then a cosine counted from step 0, not from the end of the warm-up. It jumps
+    down where the warm-up ends and rises again past the last step.
 
     >>> [round(warmup_cosine(x, 0.1), 4) for x in (0, 0.05, 0.1, 0.5, 1, 1.5)]
     [0.0, 0.5, 0.9755, 0.5, 0.0, 0.5]
     """
     return progress / warmup if progress < warmup else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_constant(progress: float, warmup: float) -> float:
+    """Official: linear from 0 to 1, then 1."""
+    return progress / warmup if progress < warmup else 1.0
+
+
+def warmup_linear(progress: float, warmup: float) -> float:
+    """Official: linear from 0 to 1, then linear to 0 at the last step."""
+    return progress / warmup if progress < warmup else max((progress - 1) / (warmup - 1), 0.0)
+
+
+# What the official optimiser offers. Recipes use the first; the other two serve a `BertAdam` of one's own.
+SCHEDULES: dict[str, Schedule] = {
+    "warmup_cosine": warmup_cosine,
+    "warmup_constant": warmup_constant,
+    "warmup_linear": warmup_linear,
+}
 
 
 def warmup_then_cosine(step: int, total_steps: int, warmup: float) -> float:
@@ -50,6 +71,7 @@ class BertAdam(Optimizer):
         total_steps: where the schedule ends.
         warmup: its share of `total_steps`.
         max_grad_norm: per tensor; the global clip is the training loop's.
+        schedule: a name in `SCHEDULES`.
     """
 
     def __init__(
@@ -60,6 +82,7 @@ class BertAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         max_grad_norm: float = 1.0,
+        schedule: str = "warmup_cosine",
     ) -> None:
         super().__init__(
             groups,
@@ -69,12 +92,13 @@ class BertAdam(Optimizer):
                 "betas": betas,
                 "eps": eps,
                 "max_grad_norm": max_grad_norm,
+                "schedule": schedule,
             },
         )
 
     def _rate(self, group: dict[str, Any], parameter: Tensor) -> float:
         done = self.state[parameter].get("step", 0) / group["total_steps"]
-        return group["lr"] * warmup_cosine(done, group["warmup"])
+        return group["lr"] * SCHEDULES[group["schedule"]](done, group["warmup"])
 
     def get_lr(self) -> list[float]:
         """The rate that the next step will use for each parameter that has a gradient."""

@@ -157,7 +157,7 @@ class Checkpoints:
         kept = f"the checkpoint in {self.last} is intact" if self.last.exists() else "there is no earlier one"
         return (
             f"cannot save the checkpoint of step {step} in {self.folder}: {one_line(error)}; {kept}; "
-            f"{disk_remedy(error)} and start again"
+            f"{disk_remedy(error, elsewhere=False)} and start again"
         )
 
     def _read_state(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def disk_errors(run_dir: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(
-            f"cannot write to {run_dir}: {error.strerror}; {disk_remedy(error)} and start again to go on"
+            f"cannot write to {run_dir}: {error.strerror}; {disk_remedy(error, elsewhere=False)} and start again to go on"
         ) from error
 
 

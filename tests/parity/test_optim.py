@@ -1,4 +1,4 @@
-"""BertAdam, its schedule and the parameter groups against the official code's numbers."""
+"""BertAdam, its schedules and the parameter groups against the official code's numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.shared import golden_path, golden_paths, needs_golden
 from xclip_lab.config import OptimConfig
 from xclip_lab.model import official_name
 from xclip_lab.optim import (
+    SCHEDULES,
     clamp_logit_scale,
     create_optimizer,
     freeze_parameters,
     parameter_groups,
-    warmup_cosine,
 )
 
 pytestmark = needs_golden("optim.npz")
@@ -76,9 +76,10 @@ def test_bertadam_takes_the_official_steps(golden, case, total_steps):
 
 
 @pytest.mark.parametrize("warmup", ["0.1", "0.002", "0.0", "-1"])
-def test_schedule_is_the_official_one(golden, warmup):
-    ours = [warmup_cosine(x, float(warmup)) for x in golden["sched/x"]]
-    np.testing.assert_allclose(ours, golden[f"sched/warmup_cosine/warmup{warmup}"], rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_schedules_are_the_official_ones(golden, name, warmup):
+    ours = [SCHEDULES[name](x, float(warmup)) for x in golden["sched/x"]]
+    np.testing.assert_allclose(ours, golden[f"sched/{name}/warmup{warmup}"], rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(("family", "case"), GROUPS)

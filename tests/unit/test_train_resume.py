@@ -149,6 +149,7 @@ def test_full_device(size):
         write_state({"weights": torch.zeros(size)}, Path("/dev/full"))
     assert one_line(failed.value) == os.strerror(errno.ENOSPC)
     assert disk_remedy(failed.value) == "make room or choose another place"
+    assert disk_remedy(failed.value, elsewhere=False) == "make room"
 
 
 def save_safetensors(folder: Path) -> None:
