@@ -255,7 +255,8 @@ def disk_errors(run_dir: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(
-            f"cannot write to {run_dir}: {error.strerror}; {disk_remedy(error, elsewhere=False)} and start again to go on"
+            f"cannot write to {run_dir}: {error.strerror}; "
+            f"{disk_remedy(error, elsewhere=False)} and start again to go on"
         ) from error
 
 
