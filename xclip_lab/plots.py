@@ -81,8 +81,8 @@ def recall_bars(table: pd.DataFrame, chance: float) -> Figure:
     places = np.arange(len(table))
     own = table[["R@1", "low", "high"]].to_numpy()
     other = table[["control", "control_low", "control_high"]].to_numpy()
-    draw_bars(axis, places - 0.2, own, 0.38, (DARK, None), "as filmed", "{:.0f}")
-    draw_bars(axis, places + 0.2, other, 0.38, (LIGHT, "///"), "frames shuffled", "{:.0f}")
+    draw_bars(axis, places - 0.2, own, 0.38, (DARK, None), "as filmed", "{:.1f}")
+    draw_bars(axis, places + 0.2, other, 0.38, (LIGHT, "///"), "frames shuffled", "{:.1f}")
     axis.axhline(chance, color="black", ls=":", lw=1.2, label=f"chance ({chance:.2g}%)")
     names = [f"{name}\n(n = {count})" for name, count in table["captions"].items()]
     axis.set_xticks(places, names)

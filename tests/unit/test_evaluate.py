@@ -181,7 +181,7 @@ def test_every_text_and_video_is_encoded_once(model, dataset, monkeypatch):
     assert rows == {"encode_text": 7, "encode_video": 5}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
 def test_blocks_do_not_change_the_scores(model, texts, videos, block_size, seed):
     text, video = random_features(seed, texts, 8), random_features(seed + 1, videos, 4)

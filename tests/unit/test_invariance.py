@@ -76,7 +76,7 @@ def largest_move(one, other):
 
 
 each_combination = pytest.mark.parametrize(("head", "agg_module"), PAIRS)
-a_few = settings(max_examples=5, deadline=None)
+a_few = settings(max_examples=5)
 seeds = st.integers(0, 10_000)
 
 
