@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from xclip_lab.attention_maps import BASELINES
-from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, label_cells, styled, write_cells
+from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, draw_table, styled
 from xclip_lab.pointing import CONTENT_CLASSES
 
 _MARKERS = "osD^vX"
@@ -104,13 +104,9 @@ def classes_figure(table: pd.DataFrame, model: str) -> Figure | None:
     for axis, (measure, title) in zip(panels, _OF_CLASSES.items(), strict=True):
         grid = rows[rows["measure"] == measure].pivot(index="map", columns="word_class", values="value")
         grid = grid.reindex(index=maps, columns=classes)
-        axis.imshow(grid, cmap=WEIGHT_MAP, vmin=0, vmax=1, aspect="auto")
-        shown = grid.to_numpy()
-        colours = np.where(shown < 0.5, "white", "black")
-        write_cells(axis, np.vectorize("{:.2f}".format)(shown), colours, fontsize=10)
-        label_cells(axis, classes)
+        texts = np.vectorize("{:.2f}".format)(grid)
+        draw_table(axis, grid, texts, maps, classes, cmap=WEIGHT_MAP, vmin=0, vmax=1, cbar=False)
         axis.set(xlabel="class of the word", title=title)
-    panels[0].set_yticks(range(len(maps)), maps)
     return figure
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xclip_lab.check_report import Report
-from xclip_lab.drawing import MIDDLE, WEIGHT_MAP, label_cells, styled, write_cells
+from xclip_lab.drawing import MIDDLE, WEIGHT_MAP, draw_table, styled
 
 _BINS = 40
 _SHOWN_SHARE = 99.5  # percent of the values; the few that are longer share the last bar
@@ -71,16 +73,15 @@ def overlap_matrix(report: Report) -> Figure | None:
     alone = np.eye(*counts.shape, dtype=bool) | np.isnan(counts)
     figure = Figure(figsize=(2.0 + 1.0 * len(names), 0.7 + 0.7 * len(heights)), layout="constrained")
     axis = figure.subplots()
-    axis.set_facecolor("0.9")
-    image = axis.imshow(np.ma.array(shares, mask=alone), cmap=WEIGHT_MAP, vmin=0, vmax=100, aspect="auto")
     texts = [["-" if np.isnan(count) else f"{count:,.0f}" for count in row] for row in counts]
-    write_cells(axis, np.array(texts), np.where((shares < 50) & ~alone, "white", "black"))
     others = [f"{name}\n({found.videos:,})" for name, found in report.elsewhere.items()]
-    label_cells(axis, names, [*names, *others])
+    # No share, such as a split's with itself, has a grey of its own, below all shades.
+    colours = mpl.colormaps[WEIGHT_MAP].with_extremes(under="0.9")
+    bar = {"label": "videos in both (%)", "ticks": [0, 50, 100], "pad": 0.03}
+    look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": 100, "cbar_kws": bar}
+    draw_table(axis, np.where(alone, -1, shares), texts, [*names, *others], names, **look)
     if others:
-        axis.axhline(len(names) - 0.5, color="white", lw=4)
-    bar = figure.colorbar(image, ax=axis, label="videos in both (%)", ticks=[0, 50, 100], pad=0.03)
-    bar.outline.set_visible(False)
+        axis.axhline(len(names), color="white", lw=4)
     return figure
 
 

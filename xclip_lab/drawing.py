@@ -10,9 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from seaborn.utils import relative_luminance
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +42,7 @@ STYLE: Any = {
 DARK, MIDDLE, LIGHT = "#2f3f6f", "#7c8a8f", "#d9c85f"
 """Three steps of lightness for series that stand side by side."""
 SIMILARITY_MAP, WEIGHT_MAP = "viridis", "cividis"
+_MIDDLE_SHADE = 0.179  # relative luminance on which black and white have the same contrast
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
@@ -82,20 +86,29 @@ def draw_outline(axis: Axes, cells: np.ndarray, width: float = 1.4) -> None:
         axis.add_collection(drawn, autolim=False)
 
 
-def write_cells(axis: Axes, texts: np.ndarray, colours: np.ndarray, up: float = 0.0, **style: Any) -> None:
-    """Write into the cells of an image, `up` of a cell above their middles; both arrays `[rows, columns]`."""
-    for row, column in np.argwhere(texts != ""):
-        at = row, column
-        axis.text(column, row - up, texts[at], ha="center", va="center", color=str(colours[at]), **style)
+def draw_table(
+    axis: Axes, values: ArrayLike, texts: ArrayLike, rows: Sequence[str], columns: Sequence[str], **look: Any
+) -> None:
+    """A named matrix `[rows, columns]` in shades with a text in each cell, without one where it is NaN.
 
-
-def label_cells(axis: Axes, columns: Sequence[str], rows: Sequence[str] | None = None) -> None:
-    """Names of an image's columns and rows (None: an axis beside it has them), without ticks or a border."""
-    axis.set_xticks(range(len(columns)), columns)
-    if rows is not None:
-        axis.set_yticks(range(len(rows)), rows)
+    `look` goes to seaborn's heat map: colours, their range and bar, lines between the cells.
+    """
+    seaborn.heatmap(
+        np.asarray(values),
+        ax=axis,
+        annot=np.asarray(texts),
+        fmt="",
+        xticklabels=False,
+        yticklabels=False,
+        **look,
+    )
+    shades = np.asarray(axis.collections[0].get_facecolor()).reshape(len(rows), len(columns), 4)
+    for text in axis.texts:  # seaborn writes white until far into the light shades
+        column, row = map(int, text.get_position())
+        text.set_color("black" if relative_luminance(shades[row, column]) > _MIDDLE_SHADE else "white")
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns, parse_math=False)
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows, parse_math=False)
     axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
 
 
 def draw_bars(

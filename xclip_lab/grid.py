@@ -132,7 +132,7 @@ def grid_names() -> list[str]:
 def load_grid(
     source: str | Path | Mapping[str, Any],
     preset: str | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
     smoke: bool = False,
 ) -> Grid:
@@ -141,7 +141,8 @@ def load_grid(
     Beside them it may have `of_preset`, with `overrides` and `towers` that hold for its own preset alone.
 
     Args:
-        preset: in place of the grid's. seeds: in place of the grid's. overrides: for all cells, on top.
+        preset: in place of the grid's. seeds: one or several, in place of the grid's.
+        overrides: for all cells, on top.
         smoke: `study.SMOKE` sizes, in place of the overrides of `of_preset`; two rows and one seed.
 
     Raises:
@@ -159,7 +160,7 @@ def load_grid(
     if preset is not None:
         values["preset"] = preset
     if seeds is not None:
-        values["seeds"] = list(seeds)
+        values["seeds"] = [seeds] if isinstance(seeds, int | str) else list(seeds)
     grid = replace(_part(Grid, name, {"title": name, **values}), name=name)
     _check(grid, overrides or {})
     return _resized(grid, overrides or {}, smoke)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from xclip_lab import compare
 from xclip_lab.clips import ClipDataset
-from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, label_cells, styled, write_cells
+from xclip_lab.drawing import DARK, LIGHT, MIDDLE, WEIGHT_MAP, draw_table, styled
 from xclip_lab.paired import LEVEL
 from xclip_lab.plots import film_strips, quote
 from xclip_lab.result import Result
@@ -37,17 +37,12 @@ def level_recalls(table: pd.DataFrame) -> Figure | None:
     size = (2.4 + 1.15 * len(levels), 1.0 + 0.5 * len(methods))
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(mean, cmap=WEIGHT_MAP, vmin=0, vmax=100, aspect="auto")
-    colours = np.where(mean < 50, "white", "black")
-    write_cells(axis, np.vectorize("{:.1f}".format)(mean), colours, up=0.14 * several, fontsize=11)
-    if several:
-        ranges = np.vectorize("{:.0f} to {:.0f}".format)(low, high)
-        write_cells(axis, ranges, colours, up=-0.26, fontsize=8)
-    label_cells(axis, levels, methods)
+    texts = np.vectorize("{:.1f}\n{:.0f} to {:.0f}".format if several else "{:.1f}".format)
+    bar = {"fraction": 0.05, "pad": 0.02}
+    look: dict[str, Any] = {"cmap": WEIGHT_MAP, "vmin": 0, "vmax": 100, "cbar_kws": bar}
+    draw_table(axis, mean, texts(mean, low, high), methods, levels, **look)
     spread = ": mean, and range over seeds" if several else ""
     axis.set_title(f"Text-to-video R@1 (%){spread}", loc="left")
-    bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -141,18 +136,15 @@ def _matrix(tests: pd.DataFrame) -> Figure:
         shown[a, b] = shown[b, a] = row["p_holm"] < LEVEL
     figure = Figure(figsize=(2.6 + 0.72 * size, 1.8 + 0.5 * size), layout="constrained")
     axis = figure.subplots()
-    kinds = np.where(shown, np.where(values > 0, 2, 1), 0)
-    axis.imshow(kinds, cmap=ListedColormap(["white", LIGHT, DARK]), vmin=0, vmax=2, aspect="auto")
-    texts = [["" if np.isnan(value) else f"{round(value, 1) + 0.0:+.1f}" for value in row] for row in values]
-    write_cells(axis, np.array(texts), np.array(["0.45", "black", "white"])[kinds], fontsize=10)
-    axis.set_yticks(range(size), [f"{name}  ({recalls[name]:.1f}%)" for name in names], parse_math=False)
-    axis.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-    axis.grid(which="minor")
-    axis.tick_params(which="minor", length=0)
+    kinds = np.where(shown, np.where(values > 0, 2.0, 1.0), 0.0)
+    kinds[np.isnan(values)] = np.nan
+    texts = [[f"{round(value, 1) + 0.0:+.1f}" for value in row] for row in values]
+    colours = ListedColormap(["white", LIGHT, DARK])
+    look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": 2, "cbar": False}
+    rows = [f"{name}  ({recalls[name]:.1f}%)" for name in names]
+    draw_table(axis, kinds, texts, rows, names, **look, linewidths=1, linecolor="0.88")
+    for label in axis.get_xticklabels():
+        label.set(rotation=40, ha="right", rotation_mode="anchor")
     title = (
         "Row minus column: text-to-video R@1 (points)\nshaded: p < 0.05 after Holm, dark where the row leads"
     )

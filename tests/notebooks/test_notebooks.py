@@ -21,7 +21,6 @@ NAMES = ["00_quickstart", "10_data", "20_train", "30_evaluate", "40_ablation", "
 NAMES += ["70_compare"]
 PARAMETERS = {"preset", "seed", "run_dir", "overrides", "smoke"}
 ATTENTION, OF_TRUTH = {"clip", "maps", "patches", "measures", "removal"}, {"classes"}
-OF_MANY = {"seeds", "run_dir", "overrides", "smoke"}
 
 
 def run(name: str, folder: Path, overrides: dict | None = None, **parameters) -> str:
@@ -84,7 +83,7 @@ def test_is_plain(name):
     assigned = ast.parse(parameters.source).body
     assert all(isinstance(line, ast.Assign) for line in assigned)
     given = {line.targets[0].id: ast.literal_eval(line.value) for line in assigned}
-    assert given.keys() >= (OF_MANY if name in ("40_ablation", "70_compare") else PARAMETERS)
+    assert given.keys() >= PARAMETERS
     assert not given["smoke"]
     for cell in code:
         tree = ast.parse(cell.source.replace("%matplotlib inline\n", ""))

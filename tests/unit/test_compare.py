@@ -287,4 +287,4 @@ def test_few_differences_are_drawn_with_intervals_many_as_a_matrix():
     written = {text.get_position(): text.get_text() for text in matrix.texts}
     row = many[(many["a"] == "model 0") & (many["b"] == "model 5")].iloc[0]
     names = [label.get_text() for label in matrix.get_xticklabels()]
-    assert written[(names.index("model 0"), 0)] == f"{-row['difference']:+.1f}"
+    assert written[(names.index("model 0") + 0.5, 0.5)] == f"{-row['difference']:+.1f}"

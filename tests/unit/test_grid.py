@@ -72,7 +72,7 @@ def test_a_file_is_a_grid_and_the_call_overrides_it(tmp_path):
     path = tmp_path / "mine.yaml"
     own = {"overrides": {"train.epochs": 7}, "towers": {"preset": "quickstart-meanP"}}
     path.write_text(yaml.safe_dump({**OWN, "of_preset": own}))
-    grid = load_grid(path, seeds=[3], overrides={"optim.lr": 1e-3})
+    grid = load_grid(path, seeds=3, overrides={"optim.lr": 1e-3})
     assert (grid.name, grid.seeds, grid.towers.preset) == ("mine", [3], "quickstart-meanP")
     assert {cell.config.train.epochs for cell in cells(grid, tmp_path)} == {7}
     assert {cell.config.optim.lr for cell in cells(grid, tmp_path)} == {1e-3}
