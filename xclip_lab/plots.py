@@ -106,7 +106,7 @@ def rank_histogram(result: Result) -> Figure:
         bars = axis.bar(
             places + shift, shares, 0.38, color=colour, hatch=hatch, edgecolor="white", label=SIDES[side]
         )
-        axis.bar_label(bars, fmt="{:.0f}", fontsize=9, padding=1)
+        axis.bar_label(bars, fmt="{:.3g}", fontsize=9, padding=1)
     axis.set_xticks(places, [name.replace("-", "\u2013") for name in names])
     axis.set(xlabel=f"rank of the answer among {len(result.videos)} videos", ylabel="share of queries (%)")
     axis.margins(y=0.12)
