@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import matplotlib.pyplot as plt
 import torch
 
+from xclip_lab.atomic import check_writable
 from xclip_lab.drawing import styled
 from xclip_lab.errors import UserError
 from xclip_lab.parallel import in_threads
@@ -35,6 +36,7 @@ class Options(argparse.ArgumentParser):
 
     def __init__(self, text: str | None, **counts: int) -> None:
         self.benchmark = Path(sys.argv[0]).stem
+        check_writable(RECORDS, " for the record")
         prog, form = f"xclip-lab bench {self.benchmark}", argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=text, formatter_class=form)
         for name, default in counts.items():

@@ -17,7 +17,7 @@ from xclip_lab.registry import did_you_mean
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _KEYS = "Every key of the configuration is an option as well, such as --head.temperature 0.1."
 _INTERRUPTED = "interrupted; give the same command again to go on"
-_DISK = {*DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK = {*DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +94,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = list(sys.argv[1:] if args is None else args)
         found: dict[str, str] = {}
+        if self.commands and args and args[0].startswith("-") and args[0] not in self.declared:
+            self.error(f"unknown option {args[0]}{did_you_mean(args[0], self.declared)}")
         command = next((arg for arg in args if not arg.startswith("-")), None)
         if self.commands and command is not None and command not in self.commands:
             guess = did_you_mean(command, self.commands)
@@ -217,7 +219,8 @@ def _parser() -> _Parser:
     evaluate.add_argument(
         "--out",
         metavar="DIR",
-        help="where the result goes; else RUN/evaluation/SPLIT, or a folder of its own in runs/",
+        help="where the result goes; else RUN/evaluation/SPLIT, of the run's own test split with its "
+        "metrics.json in RUN as well, or a folder of its own in runs/",
     )
 
     data = parser.add_command(
@@ -227,8 +230,8 @@ def _parser() -> _Parser:
         "check",
         data_commands.check,
         "tell what of a dataset is there, and what its protocol still needs",
-        "Reads the annotations, looks for every video and opens it; a table goes to the screen, all of it as "
-        "JSON to a file. Exit code 2 if an evaluation or a training cannot be run with what is there.",
+        "Reads the annotations, and of every video the first frame and the last; a table goes to the screen, "
+        "all of it as JSON to a file. Exit code 2 if by that an evaluation or a training cannot be run.",
         example="xclip-lab data check msrvtt --root data/msrvtt --videos data/msrvtt/videos",
     )
     check.add_argument("name", metavar="NAME", help="a dataset, such as msrvtt, folder or synthetic")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from xclip_lab.errors import DatasetError, UserError, writing
 
 TEMPORARY = ".tmp-"
 """Prefix of everything that is being written; what carries it after a kill is rubbish."""
@@ -40,6 +43,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     with replacing(path, path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")) as temporary:
         temporary.write_bytes(content)
         sync(temporary)
+
+
+def check_writable(folder: str | Path, then: str = "", kind: type[UserError] = DatasetError) -> None:
+    """Refuse, before long work, a folder that would not take its outcome. It is as it was afterwards.
+
+    Raises:
+        UserError: of this `kind`; the line ends in `then`, as of `errors.writing`.
+    """
+    folder = Path(folder)
+    missing: list[Path] = []
+    try:
+        with writing(folder, then, kind):
+            missing += (path for path in (folder, *folder.parents) if not path.exists())
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:  # it names the temporary file
+                raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def point_link(link: Path, target: str) -> None:

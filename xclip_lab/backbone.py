@@ -9,8 +9,9 @@ import torch
 from open_clip.model import CLIP, convert_weights_to_lp
 from torch import Tensor, nn
 
+from xclip_lab.blocks import first_positions
 from xclip_lab.config import TowersConfig, TowerSizes
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, InputError
 from xclip_lab.pretrained import is_openai_archive, load_clip_weights, locate
 from xclip_lab.registry import did_you_mean
 from xclip_lab.tap import tap_attention
@@ -59,10 +60,20 @@ class Towers(CLIP):
 
         Returns:
             sentence `[B, D]`, words `[B, W, D]`, float32, not normalised.
+
+        Raises:
+            InputError: more words than positions, or (on the CPU) an id that is not in the vocabulary.
         """
         length = token_ids.shape[1]
         dtype = self.transformer.get_cast_dtype()
-        x = self.token_embedding(token_ids).to(dtype) + self.positional_embedding[:length].to(dtype)
+        positions = first_positions(self.positional_embedding, length, "words")
+        try:
+            x = self.token_embedding(token_ids).to(dtype) + positions.to(dtype)
+        except IndexError as error:
+            raise InputError(
+                f"token_ids hold {token_ids.min()} to {token_ids.max()}: the vocabulary has 0 to "
+                f"{self.sizes.vocab_size - 1}"
+            ) from error
         attention = self.attn_mask[:length, :length]
         if self.mask_padded_words and mask is not None:
             hidden = torch.zeros_like(mask, dtype=attention.dtype).masked_fill(mask == 0, -torch.inf)
@@ -130,10 +141,10 @@ def build_towers(config: TowersConfig, load_pretrained: bool = True) -> Towers:
     if config.pretrained and load_pretrained:
         path = locate(config.pretrained, config.name)
         if not sizes.quick_gelu and (config.pretrained == "openai" or is_openai_archive(path)):
-            raise ConfigError(
-                f"towers.name: {config.name!r} uses GELU but OpenAI's weights were trained with QuickGELU; "
-                f"use {config.name}-quickgelu"
-            )
+            named = f"towers.name: {config.name!r} uses GELU", f"use {config.name}-quickgelu"
+            told = "towers.architecture.quick_gelu: false is GELU", "set it to true"
+            culprit, remedy = told if config.architecture else named
+            raise ConfigError(f"{culprit} but OpenAI's weights were trained with QuickGELU; {remedy}")
         load_clip_weights(towers, path)
     if half:
         convert_weights_to_lp(towers, torch.float16)

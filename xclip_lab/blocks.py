@@ -8,7 +8,7 @@ import torch
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, InputError
 from xclip_lab.precision import as_around
 from xclip_lab.tap import tap_attention
 
@@ -81,10 +81,22 @@ def learned_positions(count: int, width: int) -> nn.Embedding:
     return embedding
 
 
+def first_positions(positions: Tensor, count: int, of: str) -> Tensor:
+    """Those of `count` tokens, `[count, D]`, out of learned `positions [N, D]`; `of` is what they are.
+
+    Raises:
+        InputError: more tokens than positions.
+    """
+    if count > len(positions):
+        raise InputError(f"{count} {of} are too many: there are {len(positions)} learned positions")
+    return positions[:count]
+
+
 @torch.no_grad()
 def copy_positions(embedding: nn.Embedding, positions: Tensor) -> None:
-    """Start as the first rows of `positions [N, D]`."""
-    embedding.weight.copy_(positions[: embedding.num_embeddings])
+    """Start as the first rows of `positions [N, D]`, as far as there are."""
+    rows = positions[: embedding.num_embeddings]
+    embedding.weight[: len(rows)] = rows
 
 
 def copy_blocks(ours: Transformer, theirs: Transformer) -> None:

@@ -12,27 +12,26 @@ from tqdm.auto import tqdm
 
 from xclip_lab.check_report import Elsewhere, Look, Report, SplitCheck
 from xclip_lab.datasets import check_place, load_dataset
-from xclip_lab.datasets.base import PROTOCOLS, Family, Protocol, Source
+from xclip_lab.datasets.base import PROTOCOLS, SPLITS, Family, Protocol, Source
 from xclip_lab.datasets.files import find_all, listed_ids, listing
-from xclip_lab.datasets.folder import VIDEO_SUFFIXES
 from xclip_lab.datasets.overlap import digest, of_equal_size, overlap
 from xclip_lab.datasets.reading import asked_for
-from xclip_lab.errors import ConfigError, DatasetError, VideoError
+from xclip_lab.errors import ConfigError, DatasetError, VideoError, printable
+from xclip_lab.frame_folder import VIDEO_SUFFIXES
 from xclip_lab.video import probe, read_frames_and_decoder
 from xclip_lab.workers import usable_cores, watched
 
-SPLITS = ("train", "val", "test")
 _TIMEOUT_S = 60.0
 
 
 def look(path: Path) -> Look:
-    """Open a video as training would, and read its first frame.
+    """Open a video as training would, and read its first frame and its last.
 
     Raises:
-        VideoError: neither decoder can.
+        VideoError: no decoder can.
     """
     info = probe(path)
-    _, decoder = read_frames_and_decoder(path, [0], info=info)
+    _, decoder = read_frames_and_decoder(path, [0, info.frame_count - 1], info=info)
     return Look(
         info.codec, "folder" if path.is_dir() else path.suffix.lower() or "none", decoder, info.duration
     )
@@ -156,7 +155,7 @@ def _each(
     silent = not progress or not paths
     for index, outcome in tqdm(outcomes, title, len(paths), unit="video", disable=silent, leave=False):
         path, reason = paths[index], outcome.error
-        if reason is not None and str(path) not in reason:
+        if reason is not None and printable(str(path)) not in reason:
             reason = f"{path}: {reason}"
         found[path] = outcome.value if reason is None else VideoError(reason)
     return found

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from xclip_lab import atomic
 from xclip_lab.datasets.base import Known, VideoTextDataset
 from xclip_lab.datasets.overlap import Overlap
-from xclip_lab.errors import first_few, writing
+from xclip_lab.errors import first_few, printable, writing
 
 _USES = {"evaluation": ("test",), "training": ("train", "val")}
 _MARKS = 2  # a caption's start and end take two of its `max_words` places
@@ -255,7 +255,7 @@ class Report:
             for row in rows
         ]
         head = f"{self.title}   annotations {self.root}   videos {self.videos}"
-        return "\n".join([head, "", *lines, "", *self._remarks(), *_spoken(self.verdicts)])
+        return "\n".join([printable(head), "", *lines, "", *self._remarks(), *_spoken(self.verdicts)])
 
     def _known(self, title: str, check: SplitCheck) -> bool:
         return (check.told if title in _OF_CAPTIONS else check.dataset) is not None
@@ -283,6 +283,10 @@ class Report:
             found.append("every split has all of this: nobody has said what is for testing")
         if self.unlisted:
             found.append(f"videos that are in no split: {self.unlisted:,}")
+        if any(check.looks for check in self.splits.values()):
+            found.append(
+                "of each video the first frame and the last were read: damage between them is not told"
+            )
         return [*found, ""] if found else []
 
 

@@ -190,6 +190,7 @@ def official_state_dict(model: RetrievalModel) -> dict[str, Tensor]:
     official runs keep the towers' matrices in fp16.
     """
     state = {official_name(name): value.detach().cpu() for name, value in model.state_dict().items()}
+    state = {name: state[name] for name in [*model.origin.dtypes, *state]}  # in the order of that file
     for name, dtype in model.origin.dtypes.items():
         narrow = state[name].to(dtype)
         if torch.allclose(narrow.to(state[name].dtype), state[name], rtol=0, atol=0, equal_nan=True):

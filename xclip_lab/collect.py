@@ -23,7 +23,7 @@ from xclip_lab.errors import AbsentError, UserError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.history import read_history
 from xclip_lab.result import Result
-from xclip_lab.runs import RunSummary, list_runs, read_json
+from xclip_lab.runs import RunSummary, has_result, list_runs, read_json
 from xclip_lab.train import FitResult
 
 COST = "cost.json"
@@ -112,9 +112,7 @@ def _row(folder: Path, run: RunSummary) -> dict[str, Any]:
     row = {"run": run.name, "state": run.state} | {f"config/{key}": settings.get(key) for key in ALWAYS}
     row |= {f"config/{key}": value for key, value in settings.items()}
     split = settings.get("data.test_split", "test")
-    places = [
-        place for place in (folder, folder / "evaluation" / split) if (place / "metrics.json").is_file()
-    ]
+    places = [place for place in (folder, folder / "evaluation" / split) if has_result(place)]
     try:
         return row | (_result(places[0]) if places else {}) | _cost(folder)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):

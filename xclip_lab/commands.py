@@ -10,7 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xclip_lab.errors import ConfigError, first_few
+from xclip_lab.atomic import check_writable
+from xclip_lab.errors import ConfigError, DatasetError, first_few
 
 if TYPE_CHECKING:
     from xclip_lab.config import RunConfig
@@ -53,7 +54,7 @@ def train(arguments: Namespace) -> None:
     """Train as a preset says, or go on where the run stopped. Of several processes the first one speaks."""
     from xclip_lab import study
     from xclip_lab.config import load_config
-    from xclip_lab.distributed import first_speaks, joined
+    from xclip_lab.distributed import first_speaks, joined, local_device, resolve_device
     from xclip_lab.official import check_family
     from xclip_lab.runs import prepare_data
     from xclip_lab.train import fit
@@ -67,14 +68,17 @@ def train(arguments: Namespace) -> None:
             )
         check_family(arguments.family, config)
     with joined(config.train.device) as ranks, first_speaks(ranks):
+        # What can be refused is refused before clips are made.
+        resolve_device(local_device(config.train.device, ranks.world, ranks.local_rank))
+        run_dir = ranks.share(_run_dir(arguments, config) if ranks.first else None)
+        model = study.new_model(config) if config.data.dataset == "synthetic" else None
         # One after the other: machines that share a disk make the data once, the others each for itself.
         for its_turn in (ranks.first, ranks.local_rank == 0 and not ranks.first):
             if its_turn:
                 prepare_data(config)
             ranks.wait()
         train_set, val_set = study.open_training_splits(config)
-        run_dir = ranks.share(_run_dir(arguments, config) if ranks.first else None)
-        result = fit(study.new_model(config), config, train_set, run_dir, val=val_set)
+        result = fit(model or study.new_model(config), config, train_set, run_dir, val=val_set)
         if result.broken:
             print(f"left out {len(result.broken)} videos; the first: {next(iter(result.broken.values()))}")
         last = result.history[-1]
@@ -93,7 +97,7 @@ def evaluate(arguments: Namespace) -> None:
     from xclip_lab import study
     from xclip_lab.config import load_config
     from xclip_lab.distributed import first_speaks, joined
-    from xclip_lab.runs import evaluation_name, result_dir
+    from xclip_lab.runs import evaluation_name, keep_metrics, result_dir
 
     file, settings = _what_to_evaluate(arguments)
     shortcuts = {"evaluation.rerank": arguments.rerank, "evaluation.query_bank": arguments.query_bank}
@@ -105,12 +109,16 @@ def evaluate(arguments: Namespace) -> None:
             _refuse_model_keys(arguments.overrides, file, official=arguments.official is not None)
         model, opened = study.open_model(file, config, arguments.family or "", arguments.migrate)
         _refuse_contradictions(arguments.overrides, config, opened, file)
+        name = evaluation_name(opened, model.origin.run, split)
+        place = Path(arguments.out or result_dir(file, opened, name))
+        if ranks.first:
+            check_writable(place, " for the result")
         ranks.share_weights(model)
         result = xclip_lab.evaluate(model, dataset, opened, backend=arguments.backend, ranks=ranks)
         print(result)
         if ranks.first:
-            name = evaluation_name(opened, model.origin.run, split)
-            print(f"saved in {result.save(arguments.out or result_dir(file, opened, name))}")
+            print(f"saved in {result.save(place)}")
+            keep_metrics(place, model.origin.run)
 
 
 def _what_to_evaluate(arguments: Namespace) -> tuple[Path | None, str | Path]:
@@ -203,8 +211,10 @@ def search(arguments: Namespace) -> None:
     from xclip_lab.errors import CheckpointError
     from xclip_lab.found import file_name
     from xclip_lab.plots import save_figure
-    from xclip_lab.search import ZERO_SHOT, ZERO_SHOT_SETTINGS, open_library
+    from xclip_lab.search import ZERO_SHOT, ZERO_SHOT_SETTINGS, check_query, open_library
 
+    if not Path(arguments.folder).is_dir():
+        raise DatasetError(f"{arguments.folder}: no such folder; name the one that your videos lie in")
     own = (arguments.run_or_checkpoint, arguments.official, arguments.preset)
     file, settings = _what_to_evaluate(arguments) if any(own) else (None, ZERO_SHOT)
     usual = {} if any(own) else ZERO_SHOT_SETTINGS
@@ -218,6 +228,8 @@ def search(arguments: Namespace) -> None:
             raise
         raise CheckpointError(f"{error}: --towers.pretrained FILE, or a trained model by --run RUN") from None
     _refuse_contradictions(arguments.overrides, config, opened, file)
+    check_query(arguments.query, arguments.top, opened.max_words)
+    check_writable(arguments.out, " for the figure (--out)")
     library = open_library(arguments.folder, model, opened, arguments.index)
     print(f"{len(library)} videos, {library.embedded} of them embedded now")
     broken = list(library.broken.values())
@@ -248,6 +260,7 @@ def sweep(arguments: Namespace) -> None:
     for cell in every if arguments.dry_run else ():
         print(f"{'done' if cell.done else 'to do':<6} {cell.name:<40} {cell.run_dir}")
     executor, failed = _executor(arguments), {}
+    check_writable(root, " for the runs (--run-dir)")
     try:
         if not arguments.dry_run:
             failed = sweeps.run(every, executor)
@@ -350,6 +363,7 @@ def _run_dir(arguments: Namespace, config: RunConfig) -> Path:
     from xclip_lab.runs import new_run_dir
 
     run_dir = Path(arguments.run_dir) if arguments.run_dir else new_run_dir(config)
+    check_writable(run_dir, " for the run")
     print(f"run folder {run_dir}", flush=True)
     return run_dir
 

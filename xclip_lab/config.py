@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from xclip_lab.atomic import write_text
-from xclip_lab.consistency import check_together, refuse_head_as_agg_module
+from xclip_lab.consistency import check_names, check_together, refuse_head_as_agg_module
 from xclip_lab.datasets.base import Family
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads import HEADS
@@ -332,7 +332,9 @@ def load_config(preset: str | Path, overrides: Mapping[str, Any] | None = None) 
         over = merge(over, nest(str(key), value))
     if _head_name(over) not in (None, _head_name(values) or _DEFAULT_HEAD):
         values.pop("head", None)
-    return config_from_dict(merge(values, over), name)
+    config = config_from_dict(merge(values, over), name)
+    check_names(config, over)
+    return config
 
 
 def config_from_dict(values: Mapping[str, Any], preset: str = "custom") -> RunConfig:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xclip_lab.blocks import check_width
-from xclip_lab.errors import ConfigError
+from xclip_lab.datasets import DATASETS
+from xclip_lab.datasets.base import PROTOCOLS, SPLITS, Source
+from xclip_lab.datasets.reading import asked_for
+from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.heads import HEADS
+from xclip_lab.pretrained import unknown_weights
+from xclip_lab.registry import did_you_mean
 
 if TYPE_CHECKING:
     from xclip_lab.config import DataConfig, RunConfig
 
+_DEVICES = ("auto", "cpu", "cuda", "mps")
 CLIP_POSITIONS = 77
 """Positions of the text tower of every CLIP that open_clip knows by name."""
 
@@ -41,12 +49,15 @@ def check_together(config: RunConfig) -> None:
         raise ConfigError("towers: give either towers.name or towers.architecture, the other one null")
     sizes = towers.architecture
     positions = sizes.context_length if sizes else CLIP_POSITIONS
-    for key, most in (("max_words", min(positions, CLIP_POSITIONS)), ("max_frames", positions)):
-        if getattr(config, key) > most:
-            raise ConfigError(f"{key}: {getattr(config, key)} is not allowed (there are {most} positions)")
-    HEADS[config.head.name].check(config.head, config.temporal, sizes.embed_dim if sizes else None)
+    most = {"max_words": min(positions, CLIP_POSITIONS)}
+    width = sizes.embed_dim if sizes else None
+    HEADS[config.head.name].check(config.head, config.temporal, width)
     if config.temporal.agg_module in ("seqTransf", "tdb"):
-        check_width(sizes.embed_dim if sizes else None, config.temporal.agg_module)
+        check_width(width, config.temporal.agg_module)
+        most["max_frames"] = positions
+    for key, limit in most.items():
+        if getattr(config, key) > limit:
+            raise ConfigError(f"{key}: {getattr(config, key)} is not allowed (there are {limit} positions)")
     if train.batch_size % train.accumulate:
         below = train.batch_size // train.accumulate * train.accumulate
         fits = " or ".join(str(size) for size in (below, below + train.accumulate) if size)
@@ -59,6 +70,66 @@ def check_together(config: RunConfig) -> None:
             "towers.precision: fp16 is the official recipe's way; with optim.recipe=modern or "
             "train.precision=bf16 the weights stay fp32"
         )
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", train.device):
+        near = did_you_mean(train.device, _DEVICES)
+        raise ConfigError(
+            f"train.device: {train.device!r} is not allowed "
+            f"(allowed: {', '.join(_DEVICES)} and, of several, such as cuda:1{near})"
+        )
+    _check_splits(config.data)
+    if config.data.dataset == "synthetic":
+        from xclip_lab.synthetic.plan import check  # the package around it imports the config
+
+        check(config.data.generate)
+
+
+def _check_splits(data: DataConfig) -> None:
+    if data.dataset not in ("folder", "synthetic", *PROTOCOLS):
+        return
+    for key in ("train_split", "val_split", "test_split"):
+        split = getattr(data, key)
+        if split is not None and split not in SPLITS:
+            near = did_you_mean(split, SPLITS)
+            raise ConfigError(f"data.{key}: {split!r} is not allowed (allowed: {', '.join(SPLITS)}{near})")
+
+
+def check_names(config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Refuse a dataset, a protocol or weights that nobody knows, where they are `given` here and now. What a
+    file of a run says may have been true elsewhere: its weights were on another machine, its dataset is read
+    by a module that is not imported.
+
+    Args:
+        given: nested plain values.
+
+    Raises:
+        ConfigError: says what there is, and the nearest.
+    """
+    data, towers = (given.get(section) or {} for section in ("data", "towers"))
+    if data.keys() & {"dataset", "protocol"}:
+        _check_protocol(config.data)
+    pretrained = config.towers.pretrained
+    # What is written as a path may yet come to be there, as in a sweep.
+    if (
+        "pretrained" in towers
+        and pretrained
+        and not Path(pretrained).suffix
+        and Path(pretrained).name == pretrained
+    ):
+        wrong = unknown_weights(pretrained, config.towers.name)
+        if wrong:
+            raise ConfigError(wrong)
+
+
+def _check_protocol(data: DataConfig) -> None:
+    try:
+        DATASETS[data.dataset]
+    except ConfigError as error:
+        raise ConfigError(f"data.dataset: {error}") from None
+    try:
+        if data.dataset in PROTOCOLS:
+            asked_for(data.dataset, Source(Path(), "test", data.protocol))
+    except DatasetError as error:
+        raise ConfigError(f"data.protocol: {error}") from None
 
 
 def check_training_frames(data: DataConfig) -> None:

@@ -62,10 +62,16 @@ class VideoInfo:
 def probe(path: str | Path) -> VideoInfo:
     """Describe a video file or a folder of frames, decoding no more than the first frame.
 
+    Not every format says how much there is: of a transport stream cut between two packets, an MPEG program
+    stream, a bare codec stream or an ASF recorded live, nobody can tell that the end is missing.
+
     Raises:
-        VideoError: no such file, not a video, without a frame, or shorter than it says it is.
+        VideoError: no path, no such file, not a video, without a frame, or shorter than it says it is.
     """
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise VideoError(f"{path!r} is no path; give a video file or a folder of frames") from error
     try:
         if path.is_dir():
             return _scan_folder(path)
@@ -254,8 +260,26 @@ def _end_of_gif(file: BinaryIO, size: int) -> int:
 
 
 def _end_of_packets(file: BinaryIO, size: int) -> int:
-    """A transport stream is made of packets of equal length."""
-    return size if any(size % length == 0 for length in (188, 192, 204)) else size + 1
+    """A transport stream is made of packets of equal length, each with a byte 0x47 at the same place."""
+    head, lengths = file.read(1 << 12), (188, 192, 204)
+    fitting = [n for n in lengths if any({*head[place::n]} == {0x47} for place in range(n))] or lengths
+    return size if any(size % length == 0 for length in fitting) else size + 1
+
+
+def _end_of_asf_data(file: BinaryIO, size: int) -> int:
+    """Where the packets of an ASF (WMV) end, by the length that stands before them; 0 for what was sent live,
+    before anyone knew."""
+    header = file.read(1 << 16)
+    place = int.from_bytes(header[16:24], "little")
+    file.seek(place)
+    data, properties = file.read(24), header.find(_ASF_PROPERTIES)
+    if properties < 0 or header[properties + 88] & 1 or not data.startswith(_ASF_DATA):
+        return 0
+    return place + int.from_bytes(data[16:], "little")
+
+
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 
 # By a part of FFmpeg's name of the format: how many bytes a whole file has at least.
@@ -263,6 +287,7 @@ _LEAST_SIZES: dict[str, Callable[[BinaryIO, int], int]] = {
     "mp4": _end_of_boxes,
     "gif": _end_of_gif,
     "mpegts": _end_of_packets,
+    "asf": _end_of_asf_data,
 }
 
 

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
+from xclip_lab.atomic import check_writable
 from xclip_lab.commands import with_shortcuts
 from xclip_lab.errors import ConfigError, DatasetError
 
@@ -27,6 +28,10 @@ def check(arguments: Namespace) -> None:
     """What of a dataset is there, and whether its protocol can be run with it."""
     from xclip_lab.check import check as look
 
+    out = Path(arguments.out or "runs/data_check/report.json")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name the JSON file in it")
+    check_writable(out.parent, " for the report (--out)")
     report = look(
         arguments.name,
         arguments.root,

@@ -19,7 +19,7 @@ from xclip_lab.guards import check_comparable
 from xclip_lab.provenance import dataset_fingerprint
 from xclip_lab.registry import did_you_mean
 from xclip_lab.result import Result, ResultError
-from xclip_lab.runs import RunError
+from xclip_lab.runs import RunError, has_result
 
 Folders = str | Sequence[str]
 Checkpoints = Sequence[Folders] | Mapping[str, Folders]
@@ -99,7 +99,7 @@ def _entry(checkpoint: Folders) -> Entry:
 def _load(folder: Path) -> Result:
     """A folder's own result, or that of the run that it is."""
     for found in (folder, folder / "evaluation" / "test"):
-        if (found / "metrics.json").is_file() and (found / "gallery.json").is_file():
+        if has_result(found):
             return Result.load(found)
     raise ResultError(f"no result in {folder}; `xclip-lab evaluate {folder}` makes one")
 

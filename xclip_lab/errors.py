@@ -14,7 +14,11 @@ _FEW = 5
 
 
 class UserError(Exception):
-    """Bad input: the message names the culprit and the remedy. Base of every error below."""
+    """Bad input: the message names the culprit and the remedy, in one line whatever a file is called. Base of
+    every error below."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(UserError):
@@ -30,15 +34,15 @@ class AbsentError(DatasetError):
 
 
 class VideoError(UserError):
-    """A video file that cannot be read; names the file, the decoder and the reason, in one line whatever the
-    file is called."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.replace("\n", "\\n"))
+    """A video file that cannot be read; names the file, the decoder and the reason."""
 
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, unsafe, damaged or of another shape."""
+
+
+class InputError(UserError, ValueError):
+    """Tensors of shapes or values that a model cannot take."""
 
 
 class TrainingError(UserError):
@@ -95,6 +99,16 @@ def _error_number(error: BaseException | None) -> int | None:
             return int(named[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def printable(name: str) -> str:
+    """A name, or what holds one, as text in one line that any file and terminal takes: files' names may hold
+    line breaks, and bytes that are no UTF-8.
+
+    >>> print(printable("a\\nb\\udcff.mp4"))
+    a\\nb\\udcff.mp4
+    """
+    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
 
 
 def first_few(names: Iterable[object], between: str = ", ") -> str:

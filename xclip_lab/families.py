@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from torch import Tensor
 
-from xclip_lab.config import ModelConfig, TemporalConfig, TowerSizes, model_config_from_dict, to_dict
+from xclip_lab.config import ModelConfig, TowerSizes, model_config_from_dict, to_dict
 from xclip_lab.errors import CheckpointError, ConfigError
 from xclip_lab.heads import HEADS
 from xclip_lab.registry import Registry, did_you_mean
@@ -19,7 +19,8 @@ State = Mapping[str, Tensor]
 OfficialConfig = Callable[[State, dict[str, Any]], ModelConfig]
 FAMILIES: Registry[OfficialConfig] = Registry("family")
 """Each raises CheckpointError for a state dict that lacks what sizes are read off."""
-_TEMPORAL_OPTIONS = ("temporal_proj", "mask_differences", "mixed_head_masks")
+_OF_DIFFERENCES = ("temporal_proj", "mask_differences")
+_TEMPORAL_OPTIONS = (*_OF_DIFFERENCES, "mixed_head_masks")
 _SIZES = {"layers", "positions", "centers", "queries", "feed_forward"}
 """Settings of heads that the shapes tell."""
 
@@ -29,7 +30,8 @@ def options_of(family: str) -> list[str]:
     heads = [HEADS[name] for name in HEADS.names() if HEADS[name].family == family]
     settings = {field.name for head in heads for field in dataclasses.fields(head.config_class)}
     told = {"agg_module", "max_words", "max_frames", *_TEMPORAL_OPTIONS}
-    return sorted(told | settings - _SIZES - {"name"})
+    has_not = () if family == "clip2video" else _OF_DIFFERENCES
+    return sorted((told | settings) - {*_SIZES, "name", *has_not})
 
 
 def check_options(family: str, options: Mapping[str, Any]) -> None:
@@ -74,20 +76,21 @@ def _layers(state: State, prefix: str, blocks: str = "resblocks") -> int:
     return layers
 
 
-def _size(state: State, key: str, axis: int = 0) -> int:
-    """The length of a tensor along one axis."""
+def _size(state: State, key: str, axis: int = 0, dimensions: int = 2) -> int:
+    """The length along one axis of a tensor that must have so many dimensions, none of them empty."""
     if key not in state:
         raise CheckpointError(f"it has no {key!r}")
-    if state[key].ndim <= axis:
-        raise CheckpointError(f"its {key!r} has too few dimensions: {list(state[key].shape)}")
-    return state[key].shape[axis]
+    shape = list(state[key].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise CheckpointError(f"its {key!r} has the size {shape} and not {dimensions} dimensions above 0")
+    return shape[axis]
 
 
 def _tower_sizes(state: State) -> TowerSizes:
     """The towers' sizes from the shapes of an official state dict (keys start with `clip.`)."""
-    patch = _size(state, "clip.visual.conv1.weight", 3)
-    grid = round((_size(state, "clip.visual.positional_embedding") - 1) ** 0.5)
-    vision_width = _size(state, "clip.visual.conv1.weight")
+    patch = _size(state, "clip.visual.conv1.weight", 3, dimensions=4)
+    grid = round(max(1, _size(state, "clip.visual.positional_embedding") - 1) ** 0.5)
+    vision_width = _size(state, "clip.visual.conv1.weight", dimensions=4)
     text_width = _size(state, "clip.token_embedding.weight", 1)
     return TowerSizes(
         embed_dim=_size(state, "clip.text_projection", 1),
@@ -139,17 +142,17 @@ def _config(
 
 _LENGTHS = (("max_words", 32), ("max_frames", 12))
 """Of a model whose weights do not tell for how many words and frames it was trained."""
+_USUAL = ("meanP", "seqLSTM", "seqTransf")
 
 
 def _agg_module(state: State, options: dict[str, Any], *more: str) -> str:
     """As the option says, else as the keys tell. `more`: what a family has beside the usual."""
-    told = options.pop("agg_module", None)
-    if told is not None:
-        usual = get_args(get_type_hints(TemporalConfig)["agg_module"])
-        return check("agg_module", Literal[(*usual, *more)], told)
     if count_layers(state, "transformerClip"):
-        return "tdb" if "type_position_embeddings.weight" in state else "seqTransf"
-    return "seqLSTM" if any(key.startswith("lstm_visual.") for key in state) else "meanP"
+        by_keys = "tdb" if "type_position_embeddings.weight" in state else "seqTransf"
+    else:
+        by_keys = "seqLSTM" if any(key.startswith("lstm_visual.") for key in state) else "meanP"
+    told = options.pop("agg_module", None)
+    return by_keys if told in (None, by_keys) else check("agg_module", Literal[(*_USUAL, *more)], told)
 
 
 @FAMILIES.register("clip4clip")
@@ -162,7 +165,7 @@ def _clip4clip(state: State, options: dict[str, Any]) -> ModelConfig:
     layers = _layers(state, "cross.transformer")
     positions = _size(state, "cross.embeddings.position_embeddings.weight")
     head = {"name": "tightTransf", "layers": layers, "positions": positions}
-    return _config(state, options, "meanP", head | {"max_frames": min(12, positions - 1)})
+    return _config(state, options, "meanP", head | {"max_frames": max(1, min(12, positions - 1))})
 
 
 @FAMILIES.register("xclip")
@@ -174,7 +177,7 @@ def _xclip(state: State, options: dict[str, Any]) -> ModelConfig:
 
 @FAMILIES.register("clip2video")
 def _clip2video(state: State, options: dict[str, Any]) -> ModelConfig:
-    agg_module = _agg_module(state, options)
+    agg_module = _agg_module(state, options, "tdb")
     projection = "sigmoid_selfA" if count_layers(state, "frame2t_attention") else "default"
     projection = "sigmoid_mlp" if "frame2t_projection" in state else projection
     head: dict[str, Any] = {"name": "clip2video", "center_proj": None}

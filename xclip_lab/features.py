@@ -86,12 +86,12 @@ class _Split:
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
         self.place = folder / dataset.split
-        self.place.mkdir(parents=True, exist_ok=True)
         self.size = int(config.evaluation.batch_size)
         origin = _origin(model, config) | {"stored_as": str(values)}
         if (folder / STAMP).is_file():
             _check_origin(folder, origin)
-        else:
+        self.place.mkdir(parents=True, exist_ok=True)
+        if not (folder / STAMP).is_file():
             write_text(folder / STAMP, json.dumps(origin, indent=2) + "\n")
         self.note = self.place / "split.json"
         mine = {"dataset": dataset_fingerprint(dataset), "captions": 0, "videos": 0, "broken": {}}

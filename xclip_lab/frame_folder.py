@@ -16,6 +16,8 @@ from xclip_lab.errors import VideoError
 from xclip_lab.sampling import FOLDER_RATE
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+_VIDEOS = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
 NOTE_FILE = "prepared.json"
 """Beside the folders that `export` writes: how they were made."""
 
@@ -24,13 +26,17 @@ def images(folder: Path) -> list[Path]:
     """The frames of a folder: `img_2.jpg` stands before `img_10.jpg`. What is no image does not count.
 
     Raises:
-        VideoError: none there, or the folder cannot be listed.
+        VideoError: none there, videos beside them, or the folder cannot be listed.
     """
     try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if _is_image(entry)]
+        with os.scandir(folder) as scan:
+            entries = list(scan)
     except OSError as error:
         raise VideoError(f"{folder}: cannot be listed ({error.strerror})") from error
+    names = [entry.name for entry in entries if _is_image(entry)]
+    videos = [entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES]
+    if names and videos:
+        raise VideoError(f"{folder}: pictures beside videos are no frames; name one, such as {min(videos)}")
     if not names:
         raise VideoError(f"{folder}: a folder without a frame in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return [folder / name for name in sorted(names, key=_natural)]

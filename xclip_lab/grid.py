@@ -14,11 +14,11 @@ import yaml
 
 from xclip_lab.config import RunConfig, load_config
 from xclip_lab.errors import ConfigError
-from xclip_lab.preset_files import presets
+from xclip_lab.preset_files import presets, read_yaml
 from xclip_lab.published import ablation
 from xclip_lab.ranges import PositiveInt, Seed
 from xclip_lab.registry import did_you_mean
-from xclip_lab.runs import config_hash
+from xclip_lab.runs import config_hash, has_result
 from xclip_lab.validation import check, merge
 
 _FILE = Path(__file__).parent / "grids.yaml"
@@ -120,8 +120,7 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether it was trained and evaluated and, where it `embeds`, its features are all there."""
-        evaluated = (self.run_dir / "metrics.json").is_file()
-        return evaluated and (not self.embeds or (self.features / "complete").is_file())
+        return has_result(self.run_dir) and (not self.embeds or (self.features / "complete").is_file())
 
 
 def grid_names() -> list[str]:
@@ -224,9 +223,9 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             f"(known: {', '.join(_tables())}; or a YAML file)"
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GridError(f"{path} cannot be read as a grid: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise GridError(f"{path} cannot be read as a grid: {error}") from error
     if not isinstance(content, dict):
         raise GridError(f"{path} does not hold the keys of a grid, such as preset and axes")
     return content, path.stem

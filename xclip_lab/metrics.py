@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from xclip_lab.errors import UserError
+from xclip_lab.errors import UserError, one_line
 from xclip_lab.memory import similarity_matrix
 from xclip_lab.registry import did_you_mean
 
@@ -75,7 +75,7 @@ def metrics_of(ranks: Any, lower_median: bool = False) -> dict[str, float]:
     >>> metrics_of([1, 2, 3, 20])
     {'R@1': 25.0, 'R@5': 75.0, 'R@10': 75.0, 'R@50': 100.0, 'MdR': 2.5, 'MnR': 6.5, 'Rsum': 175.0}
     """
-    ranks = np.asarray(ranks)
+    ranks = _to_numpy(ranks, "ranks")
     if ranks.size == 0:
         raise MetricError("no ranks: a metric needs at least one query")
     values = {f"R@{k}": 100.0 * int(np.count_nonzero(ranks <= k)) / ranks.size for k in CUTOFFS}
@@ -101,7 +101,7 @@ def ranks(similarity: Any, text_to_video: Any, ties: Ties = "pessimistic") -> di
 
 def rank_entries(similarity: Any, text_to_video: Any, ties: Ties = "pessimistic") -> dict[str, Entries]:
     """As `ranks`, with the query of each rank: a row of `similarity` for t2v, a column for v2t."""
-    scores = _to_numpy(similarity)
+    scores = _to_numpy(similarity, "similarity")
     if scores.ndim != 2 or scores.size == 0:
         raise MetricError(f"similarity: expected captions x videos [T, V], got shape {list(scores.shape)}")
     found = BlockedRanks(text_to_video, scores.shape[1], ties, keep=0)
@@ -225,7 +225,7 @@ def _best_columns(block: np.ndarray, keep: int) -> np.ndarray:
 
 def lower_median(text_to_video: Any, ties: Ties) -> bool:
     """Whether t2v's median is the lower one: the official code's, where a video has several captions."""
-    index = _to_numpy(text_to_video)
+    index = _to_numpy(text_to_video, "text_to_video")
     return ties == "official" and len(np.unique(index)) < len(index)
 
 
@@ -243,15 +243,18 @@ def _settle(above: np.ndarray, equal: np.ndarray, queries: np.ndarray, ties: str
     return Entries(np.repeat(above + 1, places) + offset, np.repeat(queries, places))
 
 
-def _to_numpy(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):  # a tensor; NumPy has no bfloat16
-        values = values.detach().cpu()
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-    return np.asarray(values)
+def _to_numpy(values: Any, name: str) -> np.ndarray:
+    try:
+        if hasattr(values, "detach"):  # a tensor; NumPy has no bfloat16
+            values = values.detach().cpu()
+            values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+        raise MetricError(f"{name}: expected a plain array, rows of one length: {one_line(error)}") from error
 
 
 def _checked_index(text_to_video: Any, videos: int) -> np.ndarray:
-    index = _to_numpy(text_to_video)
+    index = _to_numpy(text_to_video, "text_to_video")
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         raise MetricError(
             f"text_to_video: expected whole numbers [T], got {index.dtype} of shape {list(index.shape)}"
@@ -267,7 +270,7 @@ def _checked_index(text_to_video: Any, videos: int) -> np.ndarray:
 
 def _checked_block(similarity: Any, first_row: int) -> np.ndarray:
     """Rows of scores, as floats."""
-    scores = _to_numpy(similarity)
+    scores = _to_numpy(similarity, "similarity")
     if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.number) or np.iscomplexobj(scores):
         raise MetricError(
             f"similarity: expected real numbers [T, V], got {scores.dtype} of shape {list(scores.shape)}"

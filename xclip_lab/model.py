@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xclip_lab.backbone import build_towers
 from xclip_lab.batching import Batch
 from xclip_lab.config import ModelConfig, RunConfig
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, InputError
 from xclip_lab.heads import HEADS
 from xclip_lab.losses import symmetric_cross_entropy
 from xclip_lab.precision import in_float32
@@ -97,7 +97,8 @@ class RetrievalModel(nn.Module):
             mask: `[B, W]`, 1 = real.
 
         Raises:
-            ValueError: a mask of another shape.
+            InputError: a mask of another shape, more words than the text tower has positions, or (on the CPU)
+                an id that is not in its vocabulary.
         """
         self._check_text_mask(token_ids, mask)
         if token_ids.is_floating_point():
@@ -121,7 +122,8 @@ class RetrievalModel(nn.Module):
             mask: `[B, F]`, 1 = real.
 
         Raises:
-            ValueError: a video without a single valid frame (ledger 13), or frames of another size.
+            InputError: no video, one without a single valid frame (ledger 13), frames of another size, or
+                more of them than learned positions.
         """
         self._check_mask(video, mask)
         frames = video if video.ndim == 3 else self.frame_features(video, mask)
@@ -132,10 +134,10 @@ class RetrievalModel(nn.Module):
         """One vector a frame, `[B, F, D]` float32, before `agg_module`. Arguments as of `encode_video`.
 
         Raises:
-            ValueError: frames of another size.
+            InputError: frames of another size.
         """
-        if video.ndim != 5 or video.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
+        if video.ndim != 5 or video.shape[2:] != (3, self.image_size, self.image_size):
+            raise InputError(
                 f"video must be [B, F, 3, {self.image_size}, {self.image_size}], got {list(video.shape)}"
             )
         return self.clip.frames(self._normalise(video, mask))
@@ -153,17 +155,17 @@ class RetrievalModel(nn.Module):
                 that the loss is that of the whole batch.
 
         Raises:
-            ValueError: as of `check_pairs`, or shapes that do not fit.
+            InputError: as of `check_pairs`, or shapes that do not fit.
         """
         self.check_pairs(batch)
         text = self.encode_text(batch.token_ids, batch.text_mask)
         return self.pair_loss(*gather(text, self.encode_video(batch.video, batch.video_mask)))
 
     def check_pairs(self, batch: Batch) -> None:
-        """Raises ValueError: another number of captions than of videos, a mask of another shape, or a video
+        """Raises InputError: another number of captions than of videos, a mask of another shape, or a video
         without a valid frame."""
         if len(batch.token_ids) != len(batch.video):
-            raise ValueError(
+            raise InputError(
                 f"a loss needs pairs: {len(batch.token_ids)} captions with {len(batch.video)} videos"
             )
         self._check_text_mask(batch.token_ids, batch.text_mask)
@@ -208,15 +210,17 @@ class RetrievalModel(nn.Module):
         return pixels * mask[:, :, None, None, None].to(pixels.dtype)
 
     def _check_text_mask(self, token_ids: Tensor, mask: Tensor) -> None:
-        if mask.shape != token_ids.shape[:2]:
-            raise ValueError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
+        if mask.ndim != 2 or mask.shape != token_ids.shape[:2]:
+            raise InputError(f"token_ids are {list(token_ids.shape)} but their mask is {list(mask.shape)}")
 
     def _check_mask(self, video: Tensor, mask: Tensor) -> None:
-        if mask.shape != video.shape[:2]:
-            raise ValueError(f"video is {list(video.shape)} but its mask is {list(mask.shape)}")
+        if mask.ndim != 2 or mask.shape != video.shape[:2]:
+            raise InputError(f"video is {list(video.shape)} but its mask is {list(mask.shape)}")
+        if not len(video):
+            raise InputError("video: there is none; give one or more")
         empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"no valid frame in video(s) {empty} of the batch; leave them out")
+            raise InputError(f"no valid frame in video(s) {empty} of the batch; leave them out")
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _under_preset(told: ModelConfig, state: Mapping[str, Tensor], config: RunCon
         precision=_precision(state, config),
     )
     layers = count_layers(state, "transformerClip") or config.temporal.layers
-    temporal = dataclasses.replace(told.temporal, layers=layers)
+    temporal = dataclasses.replace(config.temporal, layers=layers)
     return dataclasses.replace(told, towers=towers, temporal=temporal)
 
 

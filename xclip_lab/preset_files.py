@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,39 @@ def preset_values(preset: str | Path) -> tuple[dict[str, Any], str]:
             f"(known: {', '.join(sorted(rows))})"
         )
     path = Path(preset)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"no config file {path}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold a mapping of config keys")
     return content, path.stem
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of the user's holds.
+
+    Raises:
+        ConfigError: no file, or not valid YAML; a key that stands twice in a mapping is not.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key.value in [other.value for other in keys[:number]]:
+                problem = f"the key {key.value!r} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
 
 
 @functools.cache

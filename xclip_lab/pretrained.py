@@ -29,6 +29,7 @@ OPENAI_SHA256 = {
     "ViT-B-16.pt": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
 }
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+_LFS = b"version https://git-lfs"
 _IN_MODEL = "clip."
 """What stands before the names of the towers' weights in a whole model."""
 
@@ -42,14 +43,9 @@ def locate(pretrained: str, name: str | None) -> Path:
     path = Path(pretrained).expanduser()
     if path.is_file():
         return path
-    tags = open_clip.list_pretrained_tags_by_model(name) if name else []
-    if pretrained not in tags:
-        looks_like_path = path.suffix != "" or len(path.parts) > 1
-        hint = "" if looks_like_path else did_you_mean(pretrained, tags)
-        raise CheckpointError(
-            f"towers.pretrained: {pretrained!r} is neither a file nor one of open_clip's weights for "
-            f"{name}{hint} (tags: {', '.join(tags) or 'none'})"
-        )
+    wrong = unknown_weights(pretrained, name)
+    if wrong:
+        raise CheckpointError(wrong)
     config = open_clip.pretrained.get_pretrained_cfg(name, pretrained)
     try:
         with _quiet_hub():
@@ -59,6 +55,20 @@ def locate(pretrained: str, name: str | None) -> Path:
             f"towers.pretrained: the download of the weights {pretrained!r} of {name} failed (is there a "
             "network?); download them elsewhere and give the file's path"
         ) from error
+
+
+def unknown_weights(pretrained: str, name: str | None) -> str | None:
+    """What to say where `towers.pretrained` is neither a file nor a tag of that model; None where it is."""
+    path = Path(pretrained).expanduser()
+    tags = open_clip.list_pretrained_tags_by_model(name) if name else []
+    if path.is_file() or pretrained in tags:
+        return None
+    looks_like_path = path.suffix != "" or len(path.parts) > 1
+    hint = "" if looks_like_path else did_you_mean(pretrained, tags)
+    return (
+        f"towers.pretrained: {pretrained!r} is neither a file nor one of open_clip's weights for "
+        f"{name or 'own sizes (towers.architecture)'}{hint} (tags: {', '.join(tags) or 'none'})"
+    )
 
 
 @contextmanager
@@ -121,6 +131,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            head = file.read(len(_LFS))
+        if not head.startswith((b"PK", b"\x80")):  # neither an archive nor a pickle
+            pointer = "a git-lfs pointer; fetch the file itself (git lfs pull)"
+            raise CheckpointError(
+                f"{path} is {pointer if head == _LFS else 'damaged or not a checkpoint'}"
+            ) from error
         raise CheckpointError(
             f"{path} holds more than tensors and is not read, since that could run foreign code; "
             "save its state dict alone with torch.save(model.state_dict(), ...)"
@@ -138,7 +155,7 @@ def only_tensors(content: Any, name: str) -> dict[str, Tensor]:
         name: what to call it.
 
     Raises:
-        CheckpointError: no state dict, or one without tensors.
+        CheckpointError: no state dict, one without tensors, or one with other things among them, listed.
     """
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -146,10 +163,23 @@ def only_tensors(content: Any, name: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, not a state dict")
     state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not state:
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if len(others) == len(state):
         raise CheckpointError(f"{name} holds no tensors")
-    return state
+    unexpected = [key for key in others if key not in _NOT_WEIGHTS]
+    if unexpected:
+        raise CheckpointError(
+            f"{name} holds among its weights what is no tensor, unexpected: {_listed(unexpected)}; leave it "
+            "out, or put the weights into a 'state_dict' of their own beside it"
+        )
+    weights = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    bare = [key for key, of in weights.items() if of.is_meta or of.is_quantized or of.layout != torch.strided]
+    if bare:
+        raise CheckpointError(
+            f"{name} holds tensors that are sparse, quantised or without data (meta): {_listed(bare)}; save "
+            "them dense"
+        )
+    return weights
 
 
 def load_clip_weights(towers: nn.Module, path: str | Path) -> None:

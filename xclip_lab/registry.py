@@ -39,9 +39,9 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The entry called `name`; raises ConfigError that lists what there is."""
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             raise ConfigError(
-                f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)} "
+                f"unknown {self.kind} {name!r}{did_you_mean(str(name), self._entries)} "
                 f"(known: {', '.join(sorted(self._entries))})"
             )
         return self._entries[name]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from xclip_lab.atomic import check_writable, write_text
 from xclip_lab.config import RunConfig, config_from_dict, default_values, to_dict
 from xclip_lab.errors import UserError, writing
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+METRICS = "metrics.json"
 FAILED = "failed.txt"
 """Why the last try of a sweep's cell came to nothing, in its folder."""
 
@@ -64,7 +66,7 @@ def _beyond(defaults: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
-    """The folder of a run of `config`, made where it is not there: `<root>/<date>_<preset>_<hash>`.
+    """The folder of a run of `config`, not made yet: `<root>/<date>_<preset>_<hash>`.
 
     The hash is of the whole resolved config but `train.tower_chunk`, which may change; the date is the day
     the run began: the same command finds its run again on any later day, `fit` goes on with it, and no other
@@ -77,8 +79,7 @@ def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
     root, name = Path(root), f"{config.preset}_{config_hash(lasting)}"
     begun = sorted(path for path in root.glob(f"????-??-??_{name}") if path.is_dir())
     run_dir = begun[-1] if begun else root / f"{datetime.date.today().isoformat()}_{name}"
-    with writing(run_dir, " for the run", RunError):
-        run_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(run_dir, " for the run", RunError)
     return run_dir
 
 
@@ -118,6 +119,21 @@ def evaluation_name(config: RunConfig, trained: RunConfig | None, split: str) ->
         return f"evaluation/{split}"
     place = "" if of_run[2:] == here[2:] else hashlib.sha256(repr(here).encode()).hexdigest()[:8]
     return "evaluation/" + "-".join(part for part in (here[0], here[1], split, place) if part)
+
+
+def keep_metrics(result: Path, trained: RunConfig | None) -> None:
+    """Where `result` is that of a run on its own test split, in `<run>/evaluation/`, its metrics are those of
+    the run: `<run>/metrics.json`. A result that lies in the run's folder itself stays the run's."""
+    run_dir = result.parent.parent
+    its_own = trained and result == run_dir / "evaluation" / trained.data.test_split and _is_run(run_dir)
+    if its_own and not has_result(run_dir):
+        with writing(run_dir, " for the run", RunError):
+            write_text(run_dir / METRICS, (result / METRICS).read_text())
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a whole result lies in a folder, not its metrics alone (`keep_metrics`)."""
+    return all((folder / name).is_file() for name in (METRICS, "stamp.json"))
 
 
 def prepare_data(config: RunConfig, progress: bool = True) -> None:
@@ -164,7 +180,8 @@ def execute_notebook(
         The executed copy.
 
     Raises:
-        RunError: a cell failed or the kernel died; one line, and the copy that keeps the traceback.
+        RunError: a cell failed or the kernel died; one line, and the copy that keeps the traceback. Or the
+            folder cannot be made.
         KeyboardInterrupt: after Ctrl-C, which the running cell got first.
     """
     import papermill
@@ -175,8 +192,9 @@ def execute_notebook(
 
     source = Path(name) if Path(name).suffix == ".ipynb" else notebook_path(str(name))
     executed = Path(run_dir) / source.name
-    try:
+    with writing(executed.parent, " for the run", RunError):
         executed.parent.mkdir(parents=True, exist_ok=True)
+    try:
         papermill.execute_notebook(
             source,
             executed,
@@ -256,10 +274,8 @@ def _summary(run_dir: Path, name: str) -> RunSummary:
         return RunSummary(name, "?", "?", failure or "config.yaml is damaged", {})
     stamp = read_json(run_dir / "checkpoints" / "last" / "stamp.json")
     state = failure or (_state(stamp, epochs) if stamp else "no checkpoint")
-    evaluated = read_json(run_dir / "evaluation" / split / "metrics.json")
-    return RunSummary(
-        name, preset, f"{told} {split}", state, read_json(run_dir / "metrics.json") or evaluated
-    )
+    place = run_dir if has_result(run_dir) else run_dir / "evaluation" / split
+    return RunSummary(name, preset, f"{told} {split}", state, read_json(place / METRICS))
 
 
 def _state(stamp: dict[str, Any], epochs: int) -> str:

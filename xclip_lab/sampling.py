@@ -37,7 +37,8 @@ def official_indices(
         frame_count: frames in the file. fps: frames a second. start, end: seconds, both or neither.
 
     Raises:
-        ValueError: a frame rate below one a second or below `feature_framerate`, or a negative `start`.
+        ValueError: a frame rate below one a second or below `feature_framerate`, or a negative `start`. So do
+            the official readers of frames; of the loaders around them DiDeMo's makes an empty video of it.
 
     >>> official_indices(151, 29.97)
     [0, 29, 58, 87, 116, 145]
@@ -125,9 +126,9 @@ def clip2video_indices(
         feature_framerate: of so many JPEGs one is read (the opposite of what the name says).
         in_folder: the frames are those JPEGs already.
 
-    Raises:
-        ValueError: the folder holds fewer JPEGs than `feature_framerate`, of which the released code makes an
-            empty video (ledger 13).
+    Returns:
+        Nothing where the folder holds fewer JPEGs than `feature_framerate`: the released code makes an empty
+        video of it (ledger 13).
 
     >>> clip2video_indices(np.arange(40) / 25, 1.6, 2)
     [0, 4, 14, 24, 39]
@@ -138,11 +139,6 @@ def clip2video_indices(
     folder = list(range(len(inside)))
     if not in_folder:
         folder = folder_frames(timestamps[inside] - timestamps[inside[0]], shown_for(timestamps, duration))
-    if len(folder) < feature_framerate:
-        raise ValueError(
-            f"feature_framerate {feature_framerate} exceeds the {len(folder)} frames that the video has "
-            f"at {FOLDER_RATE} a second"
-        )
     return [inside[folder[place]] for place in strided_positions(len(folder), feature_framerate)]
 
 
@@ -221,12 +217,12 @@ def indices_between(
 ) -> list[int]:
     """Indices of the frames that begin in `[start, end)`; where none does, the one on display at `start`.
 
-    Empty when `start` lies behind the video.
+    Empty when `start` lies behind the video, or behind `end`.
     """
     first = 0.0 if start is None else start
     last = np.inf if end is None else end
     inside = np.flatnonzero((timestamps >= first - _CLOCK_ERROR) & (timestamps < last - _CLOCK_ERROR))
-    if len(inside) == 0 and len(timestamps) and 0 <= first < duration:
+    if len(inside) == 0 and len(timestamps) and 0 <= first < duration and first <= last:
         return [int(np.searchsorted(timestamps, first + _CLOCK_ERROR, side="right")) - 1]
     return inside.tolist()
 

@@ -40,7 +40,7 @@ from xclip_lab.datasets import Sample, VideoTextDataset
 from xclip_lab.datasets.files import find_all
 from xclip_lab.distributed import resolve_device
 from xclip_lab.encoding import encode_texts
-from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, writing
+from xclip_lab.errors import CheckpointError, ConfigError, DatasetError, printable, writing
 from xclip_lab.evaluation import FRAME_SETTINGS, score
 from xclip_lab.features import weights_hash
 from xclip_lab.found import Found as Found
@@ -100,8 +100,7 @@ class Library:
             ConfigError: an empty query, one of more tokens than the model reads, `top` below 1.
             CheckpointError: scores that are not finite.
         """
-        if top < 1:
-            raise ConfigError(f"top: {top} is not allowed (1 or more videos)")
+        check_query(query, top, self.model.config.max_words)
         text = self.encode(query)
         rows, video, is_exact = torch.arange(len(self)), self.video, len(self) <= exact_up_to
         if not is_exact:
@@ -127,7 +126,7 @@ class Library:
         Raises:
             ConfigError: as `search`.
         """
-        _check_query(query, self.model.config.max_words)
+        check_query(query, 1, self.model.config.max_words)
         with evaluating(self.model):
             return encode_texts(self.model, [query])
 
@@ -220,7 +219,7 @@ def _library(
     kept |= {content: entry for content in missing if (entry := shelf.read(content))}
     for path, content in contents.items():
         if content in broken:  # the reason names the first of equal files
-            unread[path] = broken[content].replace(str(missing[content]), str(path))
+            unread[path] = broken[content].replace(printable(str(missing[content])), str(path))
     readable = [path for path in found if contents.get(path) in kept]
     if not readable:
         raise DatasetError(
@@ -314,7 +313,10 @@ def _extra_names(model: RetrievalModel) -> list[str]:
         return sorted(model.head.encode_video(blank, mask, model.temporal).extra)
 
 
-def _check_query(query: str, max_words: int) -> None:
+def check_query(query: str, top: int, max_words: int) -> None:
+    """Refuse what `Library.search` could not answer, with its errors, before a library is opened for it."""
+    if top < 1:
+        raise ConfigError(f"top: {top} is not allowed (1 or more videos)")
     if not isinstance(query, str) or not query.strip():
         raise ConfigError(f"the query {query!r} is empty; say in words what is to be seen")
     if query != query.encode(errors="ignore").decode():
@@ -329,5 +331,4 @@ def _check_query(query: str, max_words: int) -> None:
 
 def _name(path: Path, folder: Path) -> str:
     """A path within the folder as text that any terminal takes."""
-    name = path.relative_to(folder).as_posix() if path != folder else path.name
-    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
+    return printable(path.relative_to(folder).as_posix() if path != folder else path.name)

@@ -13,7 +13,7 @@ from xclip_lab import study
 from xclip_lab.atomic import write_text
 from xclip_lab.executors import Executor, local
 from xclip_lab.grid import Cell
-from xclip_lab.runs import FAILED, RunError, execute_notebook, prepare_data
+from xclip_lab.runs import FAILED, RunError, execute_notebook, has_result, prepare_data
 
 NOTEBOOK = "20_train"
 """Trains, evaluates and records one cell."""
@@ -73,7 +73,7 @@ def run_cell(cell: Cell) -> None:
         RunError: a cell of the notebook failed, or there was nothing to evaluate.
     """
     (cell.run_dir / FAILED).unlink(missing_ok=True)
-    if not (cell.run_dir / "metrics.json").is_file():
+    if not has_result(cell.run_dir):
         parameters = {
             "preset": str(cell.preset),
             "seed": int(cell.config.seed),
@@ -81,7 +81,7 @@ def run_cell(cell: Cell) -> None:
             "overrides": dict(cell.overrides),
         }
         executed = execute_notebook(NOTEBOOK, parameters, cell.run_dir, progress=False)
-        if not (cell.run_dir / "metrics.json").is_file():
+        if not has_result(cell.run_dir):
             raise RunError(f"there is no test split to evaluate on (see {executed})")
     if cell.embeds:
         _embed(cell)

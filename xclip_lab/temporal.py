@@ -12,6 +12,7 @@ from xclip_lab.blocks import (
     added_transformer,
     copy_blocks,
     copy_positions,
+    first_positions,
     heads_of,
     key_mask,
     learned_positions,
@@ -81,7 +82,9 @@ class SeqTransf(AggModule):
         self.transformerClip = added_transformer(width, config.layers)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        positioned = frames + self.frame_position_embeddings.weight[: frames.shape[1]]
+        positioned = frames + first_positions(
+            self.frame_position_embeddings.weight, frames.shape[1], "frames"
+        )
         return self.transformerClip(positioned, attn_mask=self.attention_mask(mask)) + frames
 
     def start_from_clip(self, clip: CLIP) -> None:
@@ -121,7 +124,7 @@ class TemporalDifference(SeqTransf):
         difference with the first padded frame counts; `mask_differences` hides it (ledger 4).
         """
         batch, count, width = frames.shape
-        positions = self.frame_position_embeddings.weight[:count]
+        positions = first_positions(self.frame_position_embeddings.weight, count, "frames")
         of_difference, of_frame = self.type_position_embeddings.weight
         tokens = frames.new_empty(batch, 2 * count - 1, width)
         tokens[:, ::2] = frames + positions + of_frame

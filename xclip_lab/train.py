@@ -110,19 +110,16 @@ def fit(
     run_dir = Path(run_dir)
     if val is not None and split_of(val) != split_of(train):
         check_training(train, val, int(config.data.allow_overlap))
-    with (
-        joined(config.train.device) as ranks,
-        run_lock(run_dir) if ranks.first else nullcontext(),
-        disk_errors(run_dir),
-    ):
-        trainer = Trainer(model, config, train, run_dir, val, ranks)
-        try:
-            trainer.start_or_resume()
-            if trainer.step < trainer.total_steps:
-                trainer.run(store, progress and ranks.first)
-            return trainer.result()
-        except PeerLost as lost:
-            raise TrainingError(trainer.without_peer(lost)) from lost
+    with joined(config.train.device) as ranks, disk_errors(run_dir):
+        trainer = Trainer(model, config, train, run_dir, val, ranks)  # refuses before anything is written
+        with run_lock(run_dir) if ranks.first else nullcontext():
+            try:
+                trainer.start_or_resume()
+                if trainer.step < trainer.total_steps:
+                    trainer.run(store, progress and ranks.first)
+                return trainer.result()
+            except PeerLost as lost:
+                raise TrainingError(trainer.without_peer(lost)) from lost
 
 
 class Trainer:
@@ -155,6 +152,9 @@ class Trainer:
             local_device(config.train.device, self.ranks.world, self.ranks.local_rank)
         )
         self.model = model.to(self.device)
+        self.checkpoints = Checkpoints(run_dir)
+        if config.data.features is not None and not self.checkpoints.last.exists():
+            open_clips(self.model, train, config)  # do they fit?
         named = [(official_name(name), parameter) for name, parameter in model.named_parameters()]
         freeze_parameters(named, config.towers.freeze_layer_num, config.towers.freeze_with_3d_patch)
         if config.data.features is not None:
@@ -163,7 +163,6 @@ class Trainer:
         planned = config.optim.schedule_epochs
         schedule_steps = self.steps_per_epoch * planned if planned else self.total_steps
         self.optimizer = create_optimizer(named, config.optim, schedule_steps, undecayed)
-        self.checkpoints = Checkpoints(run_dir)
         self.stepper = Stepper(
             self.model, self.optimizer, config, self.ranks, self.device, self.checkpoints.last
         )

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,14 @@ def _expected(hint: Any, value: Any) -> str:
         return f"allowed: {', '.join(choices)}{did_you_mean(str(value), choices)}"
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(_expected(part, value) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        part, *more = typing.get_args(hint)
+        known = map(str, typing.get_args(part))
+        strange = set(re.findall(r"[\w.-]+", str(value))) - {*known}
+        each = (
+            _expected(part, min(strange, default="")).removeprefix("expected ").replace("allowed:", "one of")
+        )
+        return f"expected a list{'' if more == [...] else f' of {len(more) + 1}'}, each {each}"
     if hint is type(None):
         return "null"
     ranges = {
@@ -109,8 +118,9 @@ def unknown_key(key: str, here: Sequence[str], everywhere: Sequence[str]) -> Con
     if key in everywhere:  # only the heads have different keys under one name
         return ConfigError(f"{key} is a key of another head (known here: {', '.join(here)})")
     leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [name for name in everywhere if name.rsplit(".", 1)[-1] == leaf]
-    near = same_leaf or difflib.get_close_matches(key, [*here, *everywhere], n=1, cutoff=0.5)
+    near = [name for name in everywhere if name.rsplit(".", 1)[-1] == leaf]
+    for names in (here, everywhere):
+        near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ConfigError(f"unknown key {key!r}{hint} (known here: {', '.join(here)})")
 

@@ -6,6 +6,7 @@ decord is built for few platforms; where it is not installed PyAV reads every fi
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,14 +62,17 @@ def frame_indices(
     `official` is CLIP4Clip's and X-CLIP's, `glscl` and `clip2video` are those families' (see
     `sampling.official_indices` and so on); `slice_positions` cuts what they give (GLSCL and CLIP2Video always
     evenly: `slice_framepos` 2). `uniform` takes frames evenly in time. `start` and `end` in seconds. Empty
-    where the stretch holds no frame. `clip2video` may name a frame twice; a folder's frames are to it
+    where the stretch holds no frame, and of `clip2video` where the video has fewer JPEGs than
+    `feature_framerate`. `clip2video` may name a frame twice; a folder's frames are to it
     those that CLIP2Video wrote. `jitter` moves them as CLIP2Video does in training
     (`sampling.jitter_positions`).
 
     Raises:
-        ValueError: another sampler or `slice_framepos`, or the sampler cannot serve such a frame rate,
-            start or length.
+        ValueError: another sampler or `slice_framepos`, a `feature_framerate` below 1, or the sampler cannot
+            serve such a frame rate or start.
     """
+    if feature_framerate < 1:
+        raise ValueError(f"feature_framerate {feature_framerate} is not 1 or more")
     if sampler == "uniform":
         return sampling.uniform_indices(info.timestamps, info.duration, max_frames, start, end)
     if sampler == "official":
@@ -101,14 +105,15 @@ def read_frames(
     Args:
         path: the video file, or a folder of frames.
         indices: which frames, in any order, repeats allowed; None for every frame.
-        start, end: with `indices` None, only frames that begin in `[start, end)` seconds.
+        start, end: with `indices` None, only frames that begin in `[start, end)` seconds; where none does,
+            the one on display at `start`.
         info: what `probe` returned for this file, to spare the second look.
         verify: where decord reads them, decode these frames once more with PyAV, without converting them to
             RGB, because decord hands out whatever it made of damaged data. May be left out for a file that
             has passed before.
 
     Raises:
-        VideoError: the file cannot be read in full; names file, decoder and reason.
+        VideoError: the file cannot be read in full, or it has no such frames; names file, decoder and reason.
     """
     return read_frames_and_decoder(path, indices, start, end, info, verify)[0]
 
@@ -123,19 +128,28 @@ def read_frames_and_decoder(
 ) -> tuple[VideoFrames, Decoder]:
     """As `read_frames`, with the name of the decoder that gave the frames."""
     info = info or probe(path)
-    if indices is None:
-        indices = sampling.indices_between(info.timestamps, info.duration, start, end)
-    wanted = np.asarray(indices, dtype=np.int64)
-    if len(wanted) and (wanted.min() < 0 or wanted.max() >= info.frame_count):
-        raise VideoError(
-            f"{info.path}: frame {wanted.max() if wanted.max() >= info.frame_count else wanted.min()} "
-            f"was asked for, it has {info.frame_count}"
-        )
+    wanted = _wanted(info, indices, start, end)
     if len(wanted) == 0:
         return VideoFrames(np.zeros((0, info.height, info.width, 3), np.uint8), np.zeros(0)), "pyav"
     _check_memory(info, len(wanted))
     frames, decoder = _decode(info, wanted, verify)
     return VideoFrames(frames, info.timestamps[wanted]), decoder
+
+
+def _wanted(
+    info: VideoInfo, indices: Sequence[int] | None, start: float | None, end: float | None
+) -> np.ndarray:
+    """The frames to read, int64 `[F]`. Raises VideoError where they are none of the file's."""
+    try:
+        if indices is None:
+            indices = sampling.indices_between(info.timestamps, info.duration, start, end)
+        strange = [index for index in indices if not 0 <= operator.index(index) < info.frame_count]
+    except TypeError as error:
+        asked = f"start {start!r}, end {end!r}" if indices is None else f"indices {indices!r}"[:80]
+        raise VideoError(f"{info.path}: {asked}: give seconds, or whole numbers of frames") from error
+    if strange:
+        raise VideoError(f"{info.path}: frame {strange[0]} was asked for, it has {info.frame_count}")
+    return np.asarray(indices, dtype=np.int64)
 
 
 def iterate_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

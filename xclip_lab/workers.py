@@ -176,6 +176,7 @@ def attempt(function: Callable[[Item], Any], item: Item) -> Outcome:
 
 
 def _in_one_line(error: Exception) -> str:
-    kind = "" if isinstance(error, UserError) else type(error).__name__
-    text = " ".join(str(error).split())
-    return f"{kind}: {text}" if kind and text else kind or text
+    if isinstance(error, UserError):
+        return str(error)
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    return f"{kind}: {text}" if text else kind

@@ -1,6 +1,7 @@
 """Which frames are read: the numbers of the official loaders, and their frames of real files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,9 +80,11 @@ def test_clip2video_sampler():
     """Its test-time frames of a folder with so many files."""
 
     def ours(case):
-        files = sampling.strided_positions(case["n_files"], case["feature_framerate"])
-        places = sampling.slice_positions(len(files), case["max_frames"], 2)
-        return [files[place] for place in places]
+        count = case["n_files"]
+        files = tuple(Path(f"{number}.jpg") for number in range(count))
+        times = np.arange(count) / 5
+        folder = video.VideoInfo(Path("a"), count, 5.0, count / 5, 8, 8, 0, "frames", times, files)
+        return video.frame_indices(folder, "clip2video", case["max_frames"], case["feature_framerate"])
 
     assert_all_match(golden("eval", "frames_clip2video.json"), ours)
 

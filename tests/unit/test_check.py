@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.shared import needs_shared, shared
-from tests.videos import picture, write_video
+from tests.videos import damage, picture, write_video
 from xclip_lab.__main__ import main
 from xclip_lab.check import check
 from xclip_lab.data_plots import caption_lengths, durations, overlap_matrix
@@ -60,7 +61,10 @@ def look_at(root: Path, **settings):
 def test_all_there(root, capsys):
     assert run(root) == 0
     told = capsys.readouterr().out
-    assert "evaluation can run\ntraining can run\n" in told
+    assert (
+        "the last were read: damage between them is not told\n\nevaluation can run\ntraining can run\n"
+        in told
+    )
     assert "train: not the official number (2): 3 videos where 9,000 are known, 6 captions where" in told
     report = json.loads(Path("runs/data_check/msrvtt-9k.json").read_text())
     assert report["runnable"]
@@ -95,6 +99,31 @@ def test_missing_and_unreadable(root, capsys):
     report = json.loads(Path("report.json").read_text())
     assert report["splits"]["train"]["missing"] == ["video0"]
     assert list(report["splits"]["test"]["unreadable"]) == ["video8"]
+
+
+def test_a_video_that_is_damaged_at_its_end_is_unreadable(root):
+    for number, place in enumerate((0.9, 0.4)):
+        path = root / f"videos/video{7 + number}.mp4"
+        write_video(path, 60, container={"movflags": "faststart"}, options={"g": "10"})
+        damage(path, place, place + 0.1, every=10)
+    report = look_at(root, split="test")
+    assert list(report.splits["test"].unreadable) == ["video7"]
+    assert "1 of 2 test videos are unreadable" in report.closing
+    assert "were read: damage between" in str(report)  # which the other has
+    assert "were read" not in str(look_at(root, open_videos=False))
+
+
+def test_names_that_are_no_text_can_be_told(root, tmp_path, capsys):
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/own\xff"))
+    place.mkdir()
+    for name in ("b\udcff.mp4", "two\n lines.mp4"):
+        (place / name).write_bytes(b"")
+    assert run(place, name="folder") == 2
+    told = capsys.readouterr().out
+    told.encode()
+    assert "own\\udcff/two\\n lines.mp4: the file is empty" in told
+    report = json.loads(Path("runs/data_check/folder.json").read_text())
+    assert list(report["splits"]["test"]["unreadable"]) == ["b\\udcff.mp4", "two\\n lines.mp4"]
 
 
 def test_what_is_unlisted_is_found_as_the_reader_finds(root, tmp_path):
@@ -280,7 +309,7 @@ def test_a_dataset_that_nobody_has_divided(tmp_path):
         (["--split", "tset"], "no split 'tset'"),
         (["--family", "xlcip"], "did you mean 'xclip'?"),
         (["--videos", "nowhere"], "nowhere does not exist"),
-        (["--out", "msrvtt"], "msrvtt: Is a directory; choose another place for the report"),
+        (["--out", "msrvtt"], "--out msrvtt is a folder; name the JSON file in it"),
         (["--workers=-1"], "workers: -1 is not allowed"),
     ],
 )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -131,6 +132,12 @@ def test_version(capsys):
         ("evaluate nowhere", "no checkpoint in nowhere"),
         ("evaluate --preset xclip-folder-b32 --data.root nowhere", "nowhere does not exist"),
         ("runs nowhere", "no folder nowhere"),
+        ("--bogus", "unknown option --bogus (see xclip-lab --help)"),
+        ("data --help-me", "unknown option --help-me; did you mean '--help'? (see xclip-lab data --help)"),
+        ("data prepare msrvt", "unknown dataset 'msrvt'; did you mean 'msrvtt'?"),
+        ("train --preset quickstart --init none.bin", "no checkpoint file none.bin"),
+        ("train --preset quickstart --train.device cud", "train.device: 'cud' is not allowed"),
+        ("train --preset quickstart --train.device cuda:99", "train.device: 'cuda:99' cannot be used here"),
         ("bench score", "unknown benchmark 'score'; did you mean 'scores'?"),
     ],
 )
@@ -138,6 +145,36 @@ def test_bad_input_is_one_line(words, line, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert line in refused(capsys, *words.split())
     assert not list(tmp_path.iterdir()), "refused input leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "work"),
+    [
+        ("evaluate --preset quickstart --data.root {clips} --out", "xclip_lab.evaluate"),
+        ("train --preset quickstart --run-dir", "xclip_lab.runs.prepare_data"),
+        ("quickstart --run-dir", "xclip_lab.runs.execute_notebook"),
+        ("sweep xclip-contrasts --smoke --run-dir", "xclip_lab.sweep.run"),
+        ("search {clips} dog --preset quickstart --out", "xclip_lab.search.open_library"),
+        ("data check folder --root {clips} --out", "xclip_lab.check.check"),
+    ],
+)
+@pytest.mark.parametrize("place", ["file/out", "/proc/self/out"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    words, work, place, clips, capsys, tmp_path
+):
+    (tmp_path / "file").touch()
+    place = f"{tmp_path / place}/report.json" if "check" in words else str(tmp_path / place)
+    with mock.patch(work, side_effect=AssertionError("begun")):
+        line = refused(capsys, *words.format(clips=clips).split(), place)
+    assert place.split("/out")[0] in line
+    assert "choose another place for the " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_training_with_too_few_pairs_leaves_no_run_folder(clips, capsys, tmp_path):
+    line = refused(capsys, *train_command(clips, tmp_path / "run", train__batch_size=16))
+    assert "12 training pairs do not fill one batch of 16" in line
+    assert not (tmp_path / "run").exists()
 
 
 def own_videos(*words: str) -> list[str]:
@@ -205,7 +242,14 @@ def test_a_run_from_clips_to_metrics(clips, run_dir, capsys):
     assert len(result.captions) == CLIPS["test_clips"]
     assert result.stamp["checkpoint"] == str(run_dir / "checkpoints" / "best" / "model.safetensors")
     assert result.stamp["selection_split"] == "val"
+    metrics = run_dir / "metrics.json"
+    assert json.loads(metrics.read_text()) == result.metrics
     assert main(["evaluate", "--split", "val", str(run_dir), "--evaluation.bootstrap=0"]) == 0
+    assert main(["evaluate", str(run_dir), "--data.frame_order=2", "--out", f"{run_dir}/mine"]) == 0
+    assert json.loads(metrics.read_text()) == result.metrics, (
+        "the run's own test split, where nothing is told"
+    )
+    assert not runs.has_result(run_dir)
     assert Result.load(run_dir / "evaluation" / "val").intervals == {}
     capsys.readouterr()
     assert main(["runs", str(run_dir.parent)]) == 0

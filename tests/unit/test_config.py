@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import pytest
 
+from xclip_lab import config
 from xclip_lab.config import config_from_dict, load_config, presets, save_config, to_dict
+from xclip_lab.datasets import DATASETS
 from xclip_lab.errors import ConfigError
+from xclip_lab.grid import load_grid
 from xclip_lab.heads import HEADS
+from xclip_lab.preset_files import preset_values
+from xclip_lab.validation import leaf_names, merge, nest
 
 
 @pytest.mark.parametrize("name", sorted(presets()))
@@ -61,7 +67,14 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"head.temperature": float("inf")}, r"head.temperature: inf is not allowed"),
         ({"optim.lr": float("inf")}, r"optim.lr: inf is not allowed"),
         ({"head.contrasts": []}, r"head.contrasts: \[\] is not allowed"),
-        ({"head.contrasts": ["frame-words"]}, r"head.contrasts: \['frame-words'\] is not allowed"),
+        (
+            {"head.contrasts": ["frame-words"]},
+            r"contrasts: \['frame-words'\] .* did you mean 'frame-word'\?\)",
+        ),
+        (
+            {"head.contrasts": "[frame-words]"},
+            r"contrasts: '\[frame-words\]' .* did you mean 'frame-word'\?\)",
+        ),
         ({"head.name": "xcilp"}, r"unknown head 'xcilp'; did you mean 'xclip'"),
         ({"train.epochs": None}, r"train.epochs: None is not allowed"),
         ({"train.batch_size": 0}, r"train.batch_size: 0 is not allowed \(expected a whole number above 0\)"),
@@ -82,12 +95,66 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"data.preload": 1.0}, r"data.preload: 1.0 is not allowed"),
         ({"max_words": 100}, r"max_words: 100 is not allowed .*77"),
         ({"towers.name": "ViT-B-32-quickgelu"}, r"either towers.name or towers.architecture"),
-        ({"data.generate.level_shares": [1, 2]}, r"data.generate.level_shares: \[1, 2\] is not allowed"),
+        (
+            {"data.generate.level_shares": [1, 2]},
+            r"level_shares: \[1, 2\] .* a list of 4, each a number, 0 or",
+        ),
+        (
+            {"data.generate.level_shares": [0, 0, 0, 0]},
+            r"data.generate.level_shares: all are 0; give at least",
+        ),
+        (
+            {"data.generate.size": 7},
+            r"data.generate.size: 7 is not allowed \(expected an even number from 32\)",
+        ),
+        ({"data.val_split": "vla"}, r"data.val_split: 'vla' is not allowed .*did you mean 'val'"),
+        ({"data.dataset": "msrvt"}, r"data.dataset: unknown dataset 'msrvt'; did you mean 'msrvtt'"),
+        (
+            {"data": {"dataset": "msrvtt", "protocol": "1k-B"}},
+            r"data.protocol: .*'1k-B'; did you mean '1k-A'",
+        ),
+        ({"train.device": "cud"}, r"train.device: 'cud' is not allowed \(allowed: .*did you mean 'cuda'"),
+        ({"train.device": "cuda:x"}, r"train.device: 'cuda:x' is not allowed .*such as cuda:1"),
+        ({"towers.pretrained": "openia"}, r"towers.pretrained: 'openia' is neither a file nor .*own sizes"),
+        ({"head.": 1}, r"unknown key 'head.'; did you mean 'head.name'"),
     ],
 )
 def test_bad_values(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart", override)
+
+
+@pytest.mark.parametrize("head", HEADS.names())
+def test_what_a_value_may_be_is_told_in_words(head):
+    """Not in those of Python's typing."""
+    prefixes = {**config._SECTIONS, "head": HEADS[head].config_class}
+    for key in [name for prefix, cls in prefixes.items() for name in leaf_names(cls, prefix)]:
+        with pytest.raises(ConfigError) as refused:
+            config_from_dict(merge({"head": {"name": head}}, nest(key, {"a": 1})))
+        told = str(refused.value)
+        assert key.startswith("towers.architecture") or told.startswith(f"{key}: {{'a': 1}} is not allowed (")
+        assert not re.search(r"typing|Literal|tuple|\[|Positive|class", told), told
+
+
+def test_names_that_nobody_knows_are_refused_where_they_are_given_alone(tmp_path, monkeypatch):
+    """A run's own file may be of another machine and of a dataset that some module registers."""
+    with pytest.raises(ConfigError, match=r"'openia' .*ViT-B-32-quickgelu; did you mean 'openai'\? \(tags: "):
+        load_config("xclip-msrvtt-b32", {"towers.pretrained": "openia"})
+    written = config_from_dict({"data": {"dataset": "mine"}, "towers": {"pretrained": "weights"}})
+    save_config(written, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", {"seed": 0}).data == written.data
+    known: list[dict[str, object]] = [
+        {"data.dataset": "folder"},
+        {"towers.pretrained": "runs/a/model.safetensors"},
+    ]
+    known += [{"towers.pretrained": name} for name in ("laion400m_e32", None, "later.pt", "there")]
+    known += [{"train.device": name} for name in ("auto", "cpu", "cuda", "cuda:3", "mps")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
+    for overrides in known:
+        load_config("xclip-msrvtt-b32", overrides)
+    monkeypatch.setitem(DATASETS._entries, "mine", None)
+    assert load_config("quickstart", {"data.dataset": "mine", "data.val_split": "held-out"})
 
 
 @pytest.mark.parametrize("value", [0, 1, "0", "1", np.bool_(False), np.int64(1), True, "false"])
@@ -110,9 +177,22 @@ def test_unknown_preset(tmp_path):
         load_config("quikstart")
     with pytest.raises(ConfigError, match="no config file"):
         load_config(tmp_path / "none.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(tmp_path / "broken.yaml")
+    with pytest.raises(ConfigError, match=r"no config file nnn"):
+        load_config(f"{'n' * 300}.yaml")
+    for broken in ("a: [", "[" * 10_000, f"seed: {'9' * 6000}"):
+        (tmp_path / "broken.yaml").write_text(broken)
+        with pytest.raises(ConfigError, match="not valid YAML"):
+            load_config(tmp_path / "broken.yaml")
+
+
+def test_a_key_that_stands_twice_in_a_file(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("seed: 1\ntrain:\n  epochs: 2\n  device: cpu\n  epochs: 3\n")
+    for reader in (load_config, load_grid):
+        with pytest.raises(ConfigError, match=r"the key 'epochs' stands there twice in .*line 5, column 3"):
+            reader(file)
+    file.write_text("usual: &usual\n  lr: 1.0e-3\ntrain:\n  <<: *usual\n  lr: 1.0e-4\n  epochs: 3\n")
+    assert preset_values(file)[0]["train"] == {"lr": 1e-4, "epochs": 3}
 
 
 def test_configs_are_frozen():

@@ -14,7 +14,7 @@ from tests.shared import golden_path, needs_golden, needs_shared, shared
 from xclip_lab.datasets import DATASETS, load_dataset
 from xclip_lab.datasets import files as files_module
 from xclip_lab.datasets.base import PROTOCOLS, Sample, Source, VideoTextDataset, one_caption_each
-from xclip_lab.datasets.files import LISTS, find_videos, listing
+from xclip_lab.datasets.files import LISTS, find_all, find_videos, listing
 from xclip_lab.errors import AbsentError, DatasetError
 
 REAL = [
@@ -160,7 +160,14 @@ def test_vatex_reads_the_real_records(tmp_path):
 @needs_golden("datasets")
 @pytest.mark.parametrize(
     ("name", "asked", "protocol"),
-    [("msrvtt", None, "9k"), ("msrvtt", "1K_A", "9k"), ("msrvtt", "FULL", "full"), ("vatex", "HGR", "hgr")],
+    [
+        ("msrvtt", None, "9k"),
+        ("msrvtt", "1K_A", "9k"),
+        ("msrvtt", "9k / 1k-A", "9k"),
+        ("msrvtt", "7k/1k-A", "7k"),
+        ("msrvtt", "FULL", "full"),
+        ("vatex", "HGR", "hgr"),
+    ],
 )
 def test_protocols_by_any_spelling(name, asked, protocol):
     assert load_dataset(name, "test", golden_path("datasets", name), asked).protocol == protocol
@@ -169,11 +176,13 @@ def test_protocols_by_any_spelling(name, asked, protocol):
 @pytest.mark.parametrize(
     ("name", "split", "protocol", "message"),
     [
-        ("msrvtt", "train", "8k", "no protocol '8k'.*there are 9k or 1k-A, 7k, full"),
+        ("msrvtt", "train", "8k", "no protocol '8k'.*there are 9k or 1k-A or 9k/1k-A, 7k or 7k/1k-A, full"),
         ("msrvtt", "dev", "full", "no split 'dev' .there are train, val, test"),
         ("msrvtt", "train", "1kb", "no protocol '1kb'; did you mean '1k-A'. .there are 9k or 1k-A"),
         ("vatex", "val", "1k5", "no split 'val' .there are train, test.; 776 videos"),
         ("lsmdc", "test", "9k", "no protocol '9k' .there are standard"),
+        ("vatex", "val", "random 1k5", "protocol .random-1k5.: no split .val."),
+        ("msrvtt", "train", 9, "no protocol 9; did you mean '9k'"),
     ],
 )
 def test_what_a_dataset_does_not_have(name, split, protocol, message, tmp_path):
@@ -427,6 +436,14 @@ def test_links_to_folders_are_followed_and_may_go_in_circles(tmp_path):
     (root / "sub" / "up").symlink_to(root)
     (root / "videos").symlink_to(tmp_path / "elsewhere")
     assert list(find_videos(Source(root, "train"), ["v"])) == ["v"]
+    (root / "again").symlink_to(root / "videos")
+    (root / "self").symlink_to(".")
+    touch(root, "own.mp4", "deep/er/w.mp4", "deep/frames/1.jpg")
+    (root / "deep" / "same_frames").symlink_to("frames")
+    (root / "deep" / "er" / "all").symlink_to("../../..")
+    assert [str(path.relative_to(root)) for path in find_all(root)] == [
+        *("again/v.mp4", "deep/er/w.mp4", "deep/frames", "deep/same_frames", "own.mp4")
+    ]
 
 
 def test_names_in_didemo_and_activitynet(tmp_path):

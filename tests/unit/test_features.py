@@ -126,6 +126,12 @@ def test_what_does_not_fit_is_refused(dataset, tmp_path):
     fewer = dataclasses.replace(dataset, samples=dataset.samples[:4])
     with pytest.raises(ConfigError, match="other captions"):
         StoredClips(model, fewer, _at(config, tmp_path))
+    with pytest.raises(ConfigError, match="other captions"):
+        fit(model, _at(config, tmp_path), fewer, tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match="other towers"):
+        embed(RetrievalModel(config.model), dataclasses.replace(dataset, split="val"), config, tmp_path)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "val").exists()
     seeing = _at(tiny_config({"towers.mask_padded_words": True}), tmp_path)
     with pytest.raises(ConfigError, match=r"towers\.mask_padded_words False, not True"):
         StoredClips(fresh(seeing), dataset, seeing)

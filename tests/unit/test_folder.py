@@ -1,12 +1,14 @@
 """Own videos: folder, CSV and captions.json."""
 
 import json
+import os
 
 import pytest
 
 from tests.shared import needs_shared, shared
 from xclip_lab.datasets import Sample, load_dataset
 from xclip_lab.errors import DatasetError
+from xclip_lab.provenance import dataset_fingerprint
 
 
 def touch(folder, *names):
@@ -30,6 +32,7 @@ def refusal(root, split="test"):
 def table(tmp_path, content, *videos, encoding="utf-8"):
     touch(tmp_path, *videos)
     path = tmp_path / "clips.csv"
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content.encode(encoding))
     return path
 
@@ -188,6 +191,43 @@ def test_captions_json(tmp_path):
     assert "entry 0" in refusal(tmp_path)
     (tmp_path / "captions.json").write_text("[")
     assert "not valid JSON" in refusal(tmp_path)
+    for broken in ("[" * 100_000, f"[{'9' * 6000}]"):  # Python's own limits
+        (tmp_path / "captions.json").write_text(broken)
+        assert "not valid JSON" in refusal(tmp_path)
+    (tmp_path / "captions.json").write_text('[{"file": "a.mp4", "captions": ["half \\ud800"]}]')
+    assert "'half \\ud800': its id or caption holds '\\ud800', which is no text" in refusal(tmp_path)
+    (tmp_path / "captions.json").write_text('[{"file": "\\udcff.mp4", "captions": ["one"]}]')
+    assert "missing: " in refusal(tmp_path)
+
+
+def test_names_too_long_for_a_file(tmp_path):
+    """As where the columns are swapped."""
+    touch(tmp_path, "a.mp4")
+    for name in ("n" * 256, "n/" * 3000):
+        table(tmp_path, f"caption,video\na.mp4,{name}\n")
+        assert "1 of 1 video files are missing" in refusal(tmp_path)
+        (tmp_path / "clips.csv").unlink()
+        (tmp_path / "captions.json").write_text(json.dumps([{"file": name, "captions": ["one"]}]))
+        assert "1 of 1 video files are missing" in refusal(tmp_path)
+        (tmp_path / "captions.json").unlink()
+        assert "does not exist" in refusal(tmp_path / name)
+    touch(tmp_path, f"{'f' * 255}/1.jpg")  # no room for the suffix of its text
+    assert len(load(tmp_path).videos) == 2
+
+
+def test_names_that_are_no_text_or_more_than_a_line(tmp_path):
+    """Their ids and captions are text in one line, and can be written; the path is the file's own."""
+    for name in (b"b\xff.mp4", b"two\nlines.mp4"):
+        os.close(os.open(os.path.join(os.fsencode(tmp_path), name), os.O_CREAT))
+    data = load(tmp_path)
+    assert [(s.video_id, s.caption) for s in data.samples] == [
+        ("b\\udcff.mp4", "b\\udcff"),
+        ("two\\nlines.mp4", "two lines"),
+    ]
+    assert all(s.path.is_file() for s in data.samples)
+    assert len(dataset_fingerprint(data)) == 64
+    table(tmp_path / "missing", 'video,caption\n"two\nlines.mp4",x\n')
+    assert refusal(tmp_path / "missing").endswith("missing/two\\nlines.mp4")
 
 
 @needs_shared("clips", "captions.json")

@@ -179,6 +179,9 @@ def test_a_nan_of_a_later_block_is_named_by_its_row_in_the_matrix(monkeypatch):
     ("scores", "index", "message"),
     [
         (np.zeros(3), [0], "T, V"),
+        ([[0.1, 0.2], [0.3]], [0, 1], "similarity: expected a plain array, rows of one length"),
+        (torch.eye(2).to_sparse(), [0, 1], "similarity: expected a plain array"),
+        (np.eye(2), [[0], [0, 1]], "text_to_video: expected a plain array, rows of one length"),
         (np.zeros((2, 3, 4)), [0, 0], "T, V"),
         (np.zeros((0, 3)), np.zeros(0, dtype=int), "T, V"),
         (np.zeros((2, 3)), [0], "1 entries, similarity 2 rows"),

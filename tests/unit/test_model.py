@@ -11,7 +11,7 @@ from tests.unit.tiny import tiny
 from xclip_lab import Batch, TokenSet
 from xclip_lab.attention import replaced, run_with_cache, tap_names
 from xclip_lab.config import TemporalConfig
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, InputError
 from xclip_lab.heads.base import masked_frame_mean
 from xclip_lab.model import evaluating
 from xclip_lab.tap import Tap
@@ -107,6 +107,45 @@ def test_a_video_without_a_frame_is_an_error():
     batch.video_mask[1] = 0
     with pytest.raises(ValueError, match=r"no valid frame in video\(s\) \[1\]"):
         tiny().encode_video(batch.video, batch.video_mask)
+
+
+@pytest.mark.parametrize(
+    ("agg_module", "head"),
+    [("seqTransf", "xclip"), ("tdb", "xclip"), ("seqLSTM", "clip2video"), ("meanP", "tightTransf")],
+)
+def test_more_tokens_than_positions_are_an_error(agg_module, head):
+    tab = {"head.center_proj": "TAB"} if head == "clip2video" else {}
+    model = tiny(**{"temporal.agg_module": agg_module, "head.name": head, **tab})
+    count = 77 if head == "tightTransf" else 156
+    ids, frames, mask = (
+        torch.ones(1, 78).long(),
+        torch.randn(1, count, 3, 32, 32),
+        torch.ones(1, count).long(),
+    )
+    with pytest.raises(InputError, match="78 words are too many: there are 77 learned positions"):
+        model.encode_text(ids, ids)
+    with torch.no_grad():
+        text = model.encode_text(ids[:, :8], ids[:, :8])
+        with pytest.raises(
+            InputError, match=r"78 tokens of a pair are too many|(156|78) frames are too many"
+        ):
+            model.similarity(text, model.encode_video(frames, mask))
+
+
+def test_ids_that_are_no_words_and_no_videos_are_errors():
+    model, ids, mask = tiny(), torch.tensor([[58, 3, 59, 60]]), torch.ones(1, 4, dtype=torch.long)
+    for wrong, match in (
+        (ids, "token_ids hold 3 to 60: the vocabulary has 0 to 59"),
+        (-ids, "hold -60 to -3"),
+    ):
+        with pytest.raises(InputError, match=match):
+            model.encode_text(wrong, mask)
+    with pytest.raises(InputError, match="their mask is"):
+        model.encode_text(ids[0], mask[0])
+    with pytest.raises(InputError, match="there is none; give one or more"):
+        model.encode_video(torch.zeros(0, 4, 3, 32, 32), torch.zeros(0, 4))
+    with pytest.raises(InputError, match=r"video must be \[B, F, 3, 32, 32\]"):
+        model.encode_video(torch.zeros(1, 4, 1, 32, 32), mask)
 
 
 def test_frames_of_another_size_are_an_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -99,6 +100,9 @@ def test_openai_weights_need_quick_gelu(towers, tmp_path):
     plain = TowersConfig(name="ViT-B-32", pretrained=str(path))
     with pytest.raises(ConfigError, match="use ViT-B-32-quickgelu"):
         build_towers(plain)
+    sizes = dataclasses.replace(SIZES, quick_gelu=False)
+    with pytest.raises(ConfigError, match=r"^towers.architecture.quick_gelu: false .*; set it to true$"):
+        build_towers(TowersConfig(name=None, architecture=sizes, pretrained=str(path)))
 
 
 def test_checksum(towers, tmp_path, monkeypatch):
@@ -130,7 +134,12 @@ def test_foreign_pickles_do_not_run(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "damaged"), (b"PK\x03\x04 cut off", "damaged"), (b"not a checkpoint at all", "damaged|more than")],
+    [
+        (b"", "damaged"),
+        (b"PK\x03\x04 cut off", "damaged"),
+        (bytes(range(7, 99)), "is damaged or not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer; fetch the file"),
+    ],
 )
 def test_damaged_files(tmp_path, content, message):
     (tmp_path / "x.pt").write_bytes(content)

@@ -255,6 +255,10 @@ def test_command(folder, tmp_path, capsys, monkeypatch):
     tiny = [word for key, size in sizes.items() for word in (f"--towers.architecture.{key}", str(size))]
     tiny += ["--temporal.layers", "1", "--max_frames", "2", "--data.workers", "0", "--train.device", "cpu"]
     command = ["search", str(folder), "a red circle", "--preset", "quickstart", *tiny, "--top", "2"]
+    assert "is empty" in refused(capsys, *command[:2], " ", *command[3:])
+    assert "top: 0 is not allowed" in refused(capsys, *command, "--top", "0")
+    assert "none: no such folder" in refused(capsys, "search", "none", "a dog")
+    assert not (tmp_path / "data").exists(), "refused before a video is embedded"
     assert main(command) == 0
     told = capsys.readouterr().out
     assert "3 videos, 3 of them embedded now" in told
@@ -265,7 +269,6 @@ def test_command(folder, tmp_path, capsys, monkeypatch):
     assert {file.suffix for file in (tmp_path / "runs/search").iterdir()} == {".png", ".pdf"}
     assert main(command) == 0
     assert "3 videos, 0 of them embedded now" in capsys.readouterr().out
-    assert "is empty" in refused(capsys, *command[:2], " ", *command[3:])
     assert "no checkpoint in runs/none" in refused(capsys, "search", str(folder), "a", "--run", "runs/none")
 
 

@@ -17,7 +17,7 @@ import pytest
 from xclip_lab.config import GenerateConfig
 from xclip_lab.datasets import load_dataset
 from xclip_lab.datasets.synthetic import video_path
-from xclip_lab.errors import DatasetError
+from xclip_lab.errors import ConfigError, DatasetError
 from xclip_lab.synthetic import generate, load_truth
 from xclip_lab.synthetic.plan import plan
 from xclip_lab.synthetic.render import encode, render
@@ -127,6 +127,12 @@ def test_another_configuration_is_refused(small):
         generate(dataclasses.replace(SMALL, fps=4.0), small, progress=False)
 
 
+def test_impossible_sizes_leave_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="different clips do not exist"):
+        generate(dataclasses.replace(SMALL, test_clips=5_000, level_shares=(0, 0, 0, 1)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "holiday.mp4").write_bytes(b"mine")
     with pytest.raises(DatasetError, match="holiday"):
@@ -149,6 +155,10 @@ def test_full_disk(tmp_path):
 
 
 def test_not_generated_yet(tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"no split 'vla'; did you mean 'val'\? \(there are train, val, test"
+    ):
+        load_dataset("synthetic", "vla", tmp_path)
     with pytest.raises(DatasetError, match="xclip-lab data generate --root"):
         load_dataset("synthetic", "train", tmp_path)
 

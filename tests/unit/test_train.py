@@ -296,12 +296,13 @@ def test_gradient_that_is_not_finite_names_the_parameter(tmp_path):
             "22 training pairs do not fill one batch of 64; set train.batch_size to at most 22",
         ),
         ({"train.batch_size": 60, "train.accumulate": 4}, "at most 20"),
-        ({"train.device": "warp"}, "train.device: 'warp' cannot be used here"),
+        ({"train.device": "cuda:99"}, "train.device: 'cuda:99' cannot be used here"),
     ],
 )
 def test_refused_settings(tmp_path, overrides, message):
     with pytest.raises(TrainingError, match=message):
-        train_tiny(tmp_path, overrides)
+        train_tiny(tmp_path / "run", overrides)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_whose_record_is_gone(tmp_path):

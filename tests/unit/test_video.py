@@ -1,5 +1,6 @@
 """Real files in, the right frames at the right times out."""
 
+import math
 import subprocess
 import sys
 
@@ -10,6 +11,9 @@ import pytest
 from tests.shared import ROOT, needs_shared, shared
 from tests.videos import damage, number_of, picture, trim, turn, write_video
 from xclip_lab import sampling, video
+from xclip_lab.clips import load_frames
+from xclip_lab.config import load_config
+from xclip_lab.datasets import Sample
 from xclip_lab.errors import VideoError
 
 
@@ -219,8 +223,8 @@ def test_start_and_end(tmp_path):
     assert numbers(video.read_frames(path, start=0.4, end=0.6).frames) == [10, 11, 12, 13, 14]
     assert numbers(video.read_frames(path, start=1.8).frames) == [45, 46, 47, 48, 49]
     assert numbers(video.read_frames(path, start=0.41, end=0.42).frames) == [10]  # the one on display
-    beyond = video.read_frames(path, start=9.0)
-    assert beyond.frames.shape == (0, 64, 96, 3)
+    for stretch in ({"start": 9.0}, {"start": 0.5, "end": 0.2}):
+        assert video.read_frames(path, **stretch).frames.shape == (0, 64, 96, 3)
     info = video.probe(path)
     assert video.frame_indices(info, "uniform", 2, start=0.4, end=0.8) == [12, 17]
     assert video.frame_indices(info, "official", 12, start=1, end=1) == [25]
@@ -269,11 +273,14 @@ def test_clip2video_cuts_to_max_frames(tmp_path):
     assert video.frame_indices(info, "clip2video", 12, start=9) == []
 
 
-def test_clip2video_needs_as_many_frames_as_one_stride(tmp_path):
+def test_clip2video_gives_none_of_a_video_shorter_than_a_stride(tmp_path):
     info = video.probe(write_video(tmp_path / "a.mp4", 2, rate=25))
     assert video.frame_indices(info, "clip2video", 12, feature_framerate=2) == [0]
-    with pytest.raises(ValueError, match="feature_framerate 3 exceeds the 2 frames that the video has at 5"):
-        video.frame_indices(info, "clip2video", 12, feature_framerate=3)
+    assert video.frame_indices(info, "clip2video", 12, feature_framerate=3) == []
+    config = load_config("quickstart", {"data.sampler": "clip2video", "data.feature_framerate": 3})
+    words = r"a\.mp4: data.sampler=clip2video, data.feature_framerate=3 take no frame"
+    with pytest.raises(VideoError, match=words):
+        load_frames(Sample("a", "x", path=info.path), config, 32)
 
 
 def test_glscl_sampler(tmp_path):
@@ -325,6 +332,21 @@ def test_an_index_that_is_not_there(tmp_path):
             video.read_frames(path, [0, index])
 
 
+def test_what_is_no_path_and_no_index(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 3)
+    for what in (None, 5, b"a.mp4"):
+        with pytest.raises(VideoError, match="is no path; give a video file or a folder"):
+            video.read_frames(what)
+    for indices in (["a"], [[1]], [math.nan], [1.5], 1, np.array([[0, 1]])):
+        with pytest.raises(VideoError, match=r"a\.mp4: indices .*: give seconds, or whole numbers of frames"):
+            video.read_frames(path, indices)
+    with pytest.raises(VideoError, match="frame 1000000000000000000000000000000 was asked for, it has 3"):
+        video.read_frames(path, [10**30])
+    with pytest.raises(VideoError, match="start 'a', end None: give seconds"):
+        video.read_frames(path, start="a")
+    assert numbers(video.read_frames(path, np.array([2, 0])).frames) == [2, 0]
+
+
 @needs_shared("clips")
 def test_every_clip_can_be_read():
     paths = [path for path in shared("clips").iterdir() if path.suffix != ".json"]
@@ -344,6 +366,9 @@ def test_every_clip_can_be_read():
             "sampler 'unifrm' is not one of 'official', 'clip2video', 'glscl', 'uniform'",
         ),
         ({"slice_framepos": 9}, "slice_framepos 9 is not one of 0, 1, 2"),
+        ({"feature_framerate": 0}, "feature_framerate 0 is not 1 or more"),
+        ({"feature_framerate": 0, "sampler": "glscl"}, "feature_framerate 0 is not 1 or more"),
+        ({"start": -1.0}, "start -1 s lies before the video"),
     ],
 )
 def test_misspelled_options(tmp_path, options, message):

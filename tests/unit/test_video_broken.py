@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,6 +103,7 @@ CUT = [
     ("a.ts", "libx264", {}),
     ("a.flv", "libx264", {}),
     ("a.gif", "gif", {}),
+    ("a.wmv", "wmv2", {}),
 ]
 
 
@@ -112,6 +114,41 @@ def test_cut_off(tmp_path, name, codec, container, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     refusal(path)
+
+
+def test_a_transport_stream_is_cut_by_the_length_of_its_own_packets(tmp_path):
+    """188 bytes each: a length that happens to be one of 192s or 204s is no excuse."""
+    path = write_video(tmp_path / "a.ts", 75)
+    data = path.read_bytes()
+    for length in (192, 204):
+        path.write_bytes(data[: length * 20])
+        assert "cut off: it does not end as its format does" in refusal(path)
+    path.write_bytes(b"".join(b"time" + data[place : place + 188] for place in range(0, len(data), 188)))
+    assert video.probe(path).frame_count == 75  # as cameras write it
+
+
+class Pipe:
+    """Of what is written to it nothing can be changed later."""
+
+    def __init__(self):
+        self.write = (data := bytearray()).extend
+        self.data = data
+
+
+def test_asf_recorded_live_knows_no_length(tmp_path):
+    source, pipe, path = write_video(tmp_path / "a.wmv", 20, codec="wmv2"), Pipe(), tmp_path / "live.wmv"
+    with av.open(str(source)) as whole, av.open(pipe, "w", format="asf") as live:
+        stream = whole.streams.video[0]
+        copy = live.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                live.mux(packet)
+    place = pipe.data.index(bytes.fromhex("3626b275")) + 16
+    for length in (50, 10**6):  # of its data: what a recorder makes up
+        pipe.data[place : place + 8] = length.to_bytes(8, "little")
+        path.write_bytes(pipe.data)
+        assert video.probe(path).frame_count == 20
 
 
 MATROSKA = [

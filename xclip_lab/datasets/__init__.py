@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from xclip_lab.datasets import (  # noqa: F401  (each enters itself into the registry)
@@ -61,7 +62,7 @@ def check_place(
         known = ", ".join(FAMILY_NAMES)
         raise ConfigError(f"unknown family {family!r}{did_you_mean(family, FAMILY_NAMES)} (known: {known})")
     for key, place in (("root", root), ("videos", root if videos is None else videos)):
-        if not Path(place).exists():
+        if not os.path.exists(place):
             raise DatasetError(
                 f"dataset {name!r}: {place} does not exist; give its place (data.{key}; `data check --{key}`)"
             )

@@ -9,10 +9,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from xclip_lab.errors import DatasetError
 from xclip_lab.registry import Registry
 
 Family = Literal["clip4clip", "xclip", "clip2video", "glscl"]
 FAMILY_NAMES = get_args(Family)
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Sample:
 class VideoTextDataset:
     """The annotations of one split, no pixels.
 
+    Raises:
+        DatasetError: an id or a caption that is no text, such as half a pair of surrogates in JSON.
+
     Attributes:
         samples: one per caption, in the protocol's order.
         videos: the gallery, one id per video, in the order of its first caption.
@@ -75,6 +80,8 @@ class VideoTextDataset:
     text_to_video: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        for sample in self.samples:
+            _check_text(sample, self.root)
         rows: dict[str, int] = {}
         index = [rows.setdefault(sample.video_id, len(rows)) for sample in self.samples]
         object.__setattr__(self, "videos", list(rows))
@@ -89,6 +96,16 @@ class VideoTextDataset:
         for sample in self.samples:
             first.setdefault(sample.video_id, sample)
         return list(first.values())
+
+
+def _check_text(sample: Sample, root: Path) -> None:
+    try:
+        (sample.video_id + sample.caption).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{root}: video {sample.video_id!r}, caption {sample.caption[:80]!r}: its id or caption holds "
+            f"{error.object[error.start]!a}, which is no text; type it anew"
+        ) from error
 
 
 def one_caption_each(

@@ -132,7 +132,7 @@ def find_videos(
     own: dict[str, Path] = {}
     other: dict[str, Path] = {}
     sought = frozenset(wanted)
-    for path, name, frames in _walk(str(source.videos or source.root), set(), is_top=True):
+    for path, name, frames in _walk(str(source.videos or source.root), set()):
         if by_frames and 0 < frames <= _FEW_FRAMES:
             continue
         kind = own if source.family is None or by_frames == (frames > 0) else other
@@ -148,27 +148,33 @@ def find_all(folder: Path) -> list[Path]:
     Raises:
         DatasetError: a folder that cannot be listed.
     """
-    return sorted(Path(path) for path, _, _ in _walk(str(folder), set(), is_top=True))
+    return sorted(Path(path) for path, _, _ in _walk(str(folder), set()))
 
 
-def _walk(folder: str, linked: set[str], is_top: bool = False) -> Iterator[tuple[str, str, int]]:
-    """Path, name and number of frames (0: a file; counted up to `_PEEK`) of all that may be a video."""
+def _walk(folder: str, walked: set[str]) -> Iterator[tuple[str, str, int]]:
+    """Path, name and number of frames (0: a file; counted up to `_PEEK`) of all that may be a video.
+
+    A folder that several links lead to is walked once, links that go round in a circle or not; `walked`
+    are the folders that have been, none at the top. A folder of frames is a video by each of its names.
+    """
     try:
         with os.scandir(folder) as scan:
             entries = (entry for entry in scan if not entry.name.startswith("."))
             head = list(islice(entries, _PEEK))
-            frames = 0 if is_top else _frames(head)
+            frames = _frames(head) if walked else 0
             rest = [] if frames else list(entries)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be listed ({error.strerror})") from error
     if frames:
         yield folder, os.path.basename(folder), frames
         return
+    if (place := os.path.realpath(folder)) in walked:
+        return
+    walked.add(place)
     for entry in sorted(head + rest, key=lambda entry: entry.name):
         # Not `entry.is_dir()`, which raises at links that go round in a circle.
         if os.path.isdir(entry.path):
-            if not entry.is_symlink() or _is_new(entry.path, linked):
-                yield from _walk(entry.path, linked)
+            yield from _walk(entry.path, walked)
         elif _may_be_video(entry.name) and os.path.isfile(entry.path):
             yield entry.path, entry.name, 0
 
@@ -185,11 +191,3 @@ def _may_be_video(name: str) -> bool:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
-
-
-def _is_new(link: str, linked: set[str]) -> bool:
-    """Whether a link to a folder leads where no link led before: links may go round in a circle."""
-    target = os.path.realpath(link)
-    is_new = target not in linked
-    linked.add(target)
-    return is_new

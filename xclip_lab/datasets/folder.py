@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 from pathlib import Path
 
-from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.base import DATASETS, SPLITS, Sample, Source, VideoTextDataset
 from xclip_lab.datasets.files import find_all
-from xclip_lab.datasets.reading import read_rows, read_text
-from xclip_lab.errors import AbsentError, DatasetError, first_few
+from xclip_lab.datasets.reading import read_json, read_rows, read_text
+from xclip_lab.errors import AbsentError, DatasetError, first_few, printable
+from xclip_lab.frame_folder import VIDEO_SUFFIXES
 
-_SUFFIXES = "3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 CAPTIONS_JSON = "captions.json"
-_SPLITS = ("train", "val", "test")
 
 
 @DATASETS.register("folder")
@@ -35,8 +33,8 @@ def folder(source: Source) -> VideoTextDataset:
         DatasetError: nothing there, wrong columns, missing videos, times that are none.
     """
     root, split, protocol = source.root, source.split, source.protocol
-    if split not in _SPLITS:
-        raise DatasetError(f"dataset 'folder': no split {split!r} (there are {', '.join(_SPLITS)})")
+    if split not in SPLITS:
+        raise DatasetError(f"dataset 'folder': no split {split!r} (there are {', '.join(SPLITS)})")
     if protocol is not None:
         raise DatasetError(f"dataset 'folder' has no protocols, {protocol!r} was asked for")
     samples, undivided = _samples(root, split, source.videos)
@@ -72,10 +70,11 @@ def _from_files(root: Path) -> list[Sample]:
     for path in paths:
         name = path.name if path.is_dir() else path.stem
         sidecar = path.with_name(f"{name}.txt")
-        captions = _lines(sidecar) if sidecar.is_file() else [name_in_words(name)]
+        # Not `sidecar.is_file()`, which raises where the name is too long for a file.
+        captions = _lines(sidecar) if os.path.isfile(sidecar) else [printable(name_in_words(name))]
         if not captions:
             raise DatasetError(f"{sidecar}: no caption in it")
-        video_id = path.relative_to(root).as_posix()
+        video_id = printable(path.relative_to(root).as_posix())
         samples += [Sample(video_id, caption, path=path) for caption in captions]
     return samples
 
@@ -90,10 +89,7 @@ def name_in_words(stem: str) -> str:
 
 
 def _from_json(path: Path, place: Path) -> list[Sample]:
-    try:
-        entries = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from error
+    entries = read_json(path)
     samples = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         file, captions = (
@@ -128,8 +124,8 @@ def _from_csv(path: Path, split: str, place: Path) -> tuple[list[Sample], bool]:
             raise DatasetError(f"{where}: the {'video' if not name else 'caption'} is empty")
         name = _normal(name)
         undivided = "split" not in row
-        if not undivided and row["split"].strip() not in _SPLITS:
-            raise DatasetError(f"{where}: split {row['split']!r} is not one of {', '.join(_SPLITS)}")
+        if not undivided and row["split"].strip() not in SPLITS:
+            raise DatasetError(f"{where}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
         if not undivided and row["split"].strip() != split:
             continue
         start, end = (_seconds(row.get(key, ""), key, where) for key in ("start", "end"))
@@ -158,7 +154,7 @@ def _clock(seconds: float | None) -> str:
 
 def _check_files(root: Path, samples: list[Sample]) -> None:
     paths = dict.fromkeys(sample.path for sample in samples if sample.path is not None)
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         told = f"{len(missing)} of {len(paths)} video files are missing: {first_few(missing)}"
         raise DatasetError(f"{root}: {told}")

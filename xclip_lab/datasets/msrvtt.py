@@ -25,8 +25,8 @@ def _with_1k_a(train: str, videos: int, aliases: tuple[str, ...] = ()) -> Protoc
 
 
 PROTOCOLS["msrvtt"] = {
-    "9k": _with_1k_a("MSRVTT_train.9k.csv", 9000, ("1k-A",)),
-    "7k": _with_1k_a("MSRVTT_train.7k.csv", 7010),
+    "9k": _with_1k_a("MSRVTT_train.9k.csv", 9000, ("1k-A", "9k/1k-A")),
+    "7k": _with_1k_a("MSRVTT_train.7k.csv", 7010, ("7k/1k-A",)),
     "full": Protocol(
         {"train": Known(6513, 130_260), "val": Known(497, 9940), "test": Known(2990, 59_800)},
         dict.fromkeys(("train", "val", "test"), (_DATA,)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ def asked_for(dataset: str, source: Source) -> tuple[str, tuple[Path, ...]]:
     """The name of the protocol that is asked for, and its annotation files of the split.
 
     Raises:
-        DatasetError: no such protocol (case, `-` and `_` do not count). AbsentError: it has no such split.
+        DatasetError: no such protocol (letters and digits alone count). AbsentError: it has no such split.
     """
     protocols = PROTOCOLS[dataset]
     called = {name: (name, *each.aliases) for name, each in protocols.items()}
     names = {_plain(alias): name for name, aliases in called.items() for alias in aliases}
-    name = next(iter(protocols)) if source.protocol is None else names.get(_plain(source.protocol))
+    name = next(iter(protocols)) if source.protocol is None else names.get(_plain(str(source.protocol)))
     if name is None:
         raise DatasetError(
             f"dataset {dataset!r} has no protocol {source.protocol!r}"
@@ -62,7 +63,7 @@ def listed_entry(data: dict[str, Any], video: str, data_file: Path, list_file: P
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def read_text(path: Path) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from xclip_lab.datasets.base import DATASETS, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.base import DATASETS, SPLITS, Sample, Source, VideoTextDataset
+from xclip_lab.datasets.reading import read_text
 from xclip_lab.errors import AbsentError, DatasetError
+from xclip_lab.registry import did_you_mean
 
 CONFIG_FILE = "generate.yaml"
 
@@ -35,6 +37,9 @@ def read_annotations(root: Path, split: str) -> list[dict[str, Any]]:
     Raises:
         DatasetError: the split was not generated, or its file is damaged.
     """
+    if split not in SPLITS:
+        near = did_you_mean(split, SPLITS)
+        raise DatasetError(f"dataset 'synthetic': no split {split!r}{near} (there are {', '.join(SPLITS)})")
     path = annotation_path(root, split)
     remedy = f"run: xclip-lab data generate --root {root}"
     if not path.is_file():
@@ -44,10 +49,10 @@ def read_annotations(root: Path, split: str) -> list[dict[str, Any]]:
                 f"generating was interrupted; to go on, {remedy}"
             )
         raise AbsentError(f"{root}: no generated clips here; {remedy}")
-    lines = path.read_text().splitlines()
+    lines = read_text(path).splitlines()
     try:
         return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is damaged ({error}); delete it and {remedy}") from error
 
 

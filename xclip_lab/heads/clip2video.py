@@ -11,7 +11,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from xclip_lab.blocks import added_transformer, check_width, copy_blocks
+from xclip_lab.blocks import added_transformer, check_width, copy_blocks, first_positions
 from xclip_lab.errors import ConfigError
 from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap, masked_frame_mean
 from xclip_lab.ranges import ClosedUnitInterval, PositiveInt
@@ -114,7 +114,7 @@ class Clip2VideoHead(Head):
             added = cast("TemporalDifference", temporal).with_differences(kept, kept_mask, self.actionClip)
         else:
             positions = cast("SeqTransf", temporal).frame_position_embeddings.weight
-            positioned = kept + positions[: kept.shape[1]]
+            positioned = kept + first_positions(positions, kept.shape[1], "frames")
             added = self.actionClip(positioned, attn_mask=temporal.attention_mask(kept_mask)) + kept
         return torch.cat([frames, added], dim=1), torch.cat([mask, kept_mask], dim=1)
 

@@ -19,6 +19,7 @@ from xclip_lab.blocks import (
     check_width,
     copy_blocks,
     copy_positions,
+    first_positions,
     heads_of,
     key_mask,
     learned_positions,
@@ -136,4 +137,7 @@ class _Embeddings(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.dropout(tokens + self.position_embeddings.weight[: tokens.shape[1]])
+        count = tokens.shape[1]
+        return self.dropout(
+            tokens + first_positions(self.position_embeddings.weight, count, "tokens of a pair")
+        )

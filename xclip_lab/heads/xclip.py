@@ -15,7 +15,7 @@ from xclip_lab.aosm import blocked, kernels
 from xclip_lab.aosm.backend import Backend, Choice, choose
 from xclip_lab.aosm.formula import attend, pool
 from xclip_lab.aosm.matrices import Matrices
-from xclip_lab.errors import ConfigError
+from xclip_lab.errors import ConfigError, InputError
 from xclip_lab.heads.base import HEADS, Head, HeadOutput, Tap
 from xclip_lab.ranges import PositiveFloat
 from xclip_lab.tokens import TokenSet
@@ -120,7 +120,7 @@ class XClipHead(Head):
         """Logits before CLIP's scale: the mean of the contrasts that are on (X-CLIP eq. 17).
 
         Raises:
-            ValueError: token counts other than `max_words` and `max_frames`.
+            InputError: token counts other than `max_words` and `max_frames`.
         """
         self._check_lengths(text, video)
         sentence, words = normalize(text.pooled, dim=-1), normalize(text.tokens, dim=-1)
@@ -268,7 +268,7 @@ class XClipHead(Head):
 
     def _check_lengths(self, text: TokenSet, video: TokenSet) -> None:
         if text.tokens.shape[1] != self.max_words or video.tokens.shape[1] != self.max_frames:
-            raise ValueError(
+            raise InputError(
                 f"X-CLIP's matrices are made for max_words={self.max_words} and "
                 f"max_frames={self.max_frames}, got {text.tokens.shape[1]} words and "
                 f"{video.tokens.shape[1]} frames; "

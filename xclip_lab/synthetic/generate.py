@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from xclip_lab import atomic
 from xclip_lab.config import GenerateConfig, to_dict
+from xclip_lab.datasets.base import SPLITS
 from xclip_lab.datasets.synthetic import CONFIG_FILE, annotation_path, video_path
 from xclip_lab.errors import DatasetError, writing
-from xclip_lab.synthetic.plan import SPLITS, Clip, check, plan, video_ids
+from xclip_lab.synthetic.plan import Clip, check, plan, video_ids
 from xclip_lab.synthetic.render import encode, render
 
 FORMAT = 1
@@ -60,7 +61,6 @@ def _claim(config: GenerateConfig, root: Path) -> None:
     """Write the configuration into an empty folder, or find the same one there."""
     path = root / CONFIG_FILE
     wanted = {"format": FORMAT, **to_dict(config)}
-    root.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         try:
             found = yaml.safe_load(path.read_text())
@@ -75,13 +75,15 @@ def _claim(config: GenerateConfig, root: Path) -> None:
                     "delete the folder, or name another root"
                 )
         return
-    strangers = [entry.name for entry in root.iterdir() if not entry.name.startswith(atomic.TEMPORARY)]
+    there = os.listdir(root) if root.is_dir() else []
+    strangers = [name for name in there if not name.startswith(atomic.TEMPORARY)]
     if strangers:
         raise DatasetError(
             f"{root} holds {strangers[0]!r}, but no {CONFIG_FILE}; name an empty or new folder"
         )
     for split in ("val", "test"):  # refuses sizes that cannot be reached before anything is written
         collections.deque(plan(config, split), maxlen=0)
+    root.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, yaml.safe_dump(wanted, sort_keys=False))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xclip_lab.datasets.base import SPLITS
 from xclip_lab.errors import ConfigError
 from xclip_lab.synthetic.captions import TEMPLATES, Word, describe
 from xclip_lab.synthetic.scenes import Action, Event, draw_actions, held_out_things, place
@@ -17,7 +18,6 @@ from xclip_lab.synthetic.scenes import Action, Event, draw_actions, held_out_thi
 if TYPE_CHECKING:
     from xclip_lab.config import GenerateConfig
 
-SPLITS = ("train", "val", "test")
 OBJECTS, MOTION, ORDER, DISTRACTORS = 1, 2, 3, 4
 """The levels: by what a clip differs from the one most like it, and 4: most frames are beside the point."""
 _EVENTS_OF_LONG_CLIP = 4
