@@ -208,11 +208,14 @@ class Trainer:
             clips.store = store or preload(clips, progress)
             self.val_store = self._preload_val(progress)
         self.stepper.choose_chunk()
-        bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=not progress)
-        record = History(self.run_dir, self.history_rows) if self.ranks.first else nullcontext()
-        # The loop looks for SIGTERM and Ctrl-C after each step.
-        patiently, delayed = self.ranks.patiently(), DelayedInterrupt(tell=self.ranks.first)
-        with patiently, record as self.history, bar, delayed as interrupt:
+        counted = {"total": self.total_steps, "initial": self.step, "unit": "step"}
+        with (
+            # The loop looks for SIGTERM and Ctrl-C after each step.
+            self.ranks.patiently(),
+            DelayedInterrupt(tell=self.ranks.first) as interrupt,
+            tqdm(**counted, desc="train", disable=not progress) as bar,
+            History(self.run_dir, self.history_rows) if self.ranks.first else nullcontext() as self.history,
+        ):
             if progress and self._chunked:
                 bar.write(
                     f"{self.share} pairs, {self.stepper.chunk} at a time in the towers: memory holds so many "
