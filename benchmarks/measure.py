@@ -36,11 +36,15 @@ class Options(argparse.ArgumentParser):
 
     def __init__(self, text: str | None, **counts: int) -> None:
         self.benchmark = Path(sys.argv[0]).stem
-        check_writable(RECORDS, " for the record")
         prog, form = f"xclip-lab bench {self.benchmark}", argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=text, formatter_class=form)
         for name, default in counts.items():
             self.add_argument(f"--{name}", type=count, default=default, help=f"default {default}")
+
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        found = super().parse_args(*given, **more)
+        check_writable(RECORDS, " for the record")
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.benchmark}: {message}; --help tells the options")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        return _complain(" ".join(str(error).split()))
+        return _complain(str(error))
     except KeyboardInterrupt as error:
         print(f"xclip-lab: {error if str(error) else _INTERRUPTED}", file=sys.stderr)
         return INTERRUPTED
@@ -230,8 +230,9 @@ def _parser() -> _Parser:
         "check",
         data_commands.check,
         "tell what of a dataset is there, and what its protocol still needs",
-        "Reads the annotations, and of every video the first frame and the last; a table goes to the screen, "
-        "all of it as JSON to a file. Exit code 2 if by that an evaluation or a training cannot be run.",
+        "Reads the annotations, and of every video the first frame and the last (about ten videos a second "
+        "and core; --no-probe opens none); a table goes to the screen, all of it as JSON to a file. Exit code "
+        "2 if by that an evaluation or a training cannot be run.",
         example="xclip-lab data check msrvtt --root data/msrvtt --videos data/msrvtt/videos",
     )
     check.add_argument("name", metavar="NAME", help="a dataset, such as msrvtt, folder or synthetic")

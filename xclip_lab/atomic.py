@@ -46,25 +46,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: str | Path, then: str = "", kind: type[UserError] = DatasetError) -> None:
-    """Refuse, before long work, a folder that would not take its outcome. It is as it was afterwards.
+    """Refuse, before long work, a folder that would not take its outcome. Nothing is made: where it is not
+    there yet, the folder is tried that it would be made in.
 
     Raises:
         UserError: of this `kind`; the line ends in `then`, as of `errors.writing`.
     """
     folder = Path(folder)
-    missing: list[Path] = []
-    try:
-        with writing(folder, then, kind):
-            missing += (path for path in (folder, *folder.parents) if not path.exists())
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                tempfile.TemporaryFile(dir=folder).close()
-            except OSError as error:  # it names the temporary file
-                raise OSError(error.errno, error.strerror, str(folder)) from error
-    finally:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
+    with writing(folder, then, kind):
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        try:
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:  # it names the temporary file
+            raise OSError(error.errno, error.strerror, str(there)) from error
 
 
 def point_link(link: Path, target: str) -> None:

@@ -81,7 +81,7 @@ def check(
         try:
             found.dataset = load_dataset(name, one, root, protocol, videos=videos, family=family)
         except DatasetError as error:
-            found.error = " ".join(str(error).split())
+            found.error = str(error)
             if rules:
                 with contextlib.suppress(DatasetError):
                     found.dataset = listing(name, Source(root, one, protocol, place, family))

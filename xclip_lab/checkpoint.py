@@ -111,17 +111,18 @@ def load_official(source: str | Path | Mapping[str, Tensor], family: str, **opti
             All: `agg_module` (meanP, seqLSTM, seqTransf; clip4clip also tightTransf, clip2video also tdb),
             and any setting of the head or switch of the ledger, such as `mask_padding`. xclip: `max_words`
             and `max_frames` migrate the learned matrices to other lengths (cut, or padded with the identity).
-            clip2video: `temporal_proj` (default, sigmoid_mlp, sigmoid_selfA), `center_proj` (None for no
-            TAB, plain, TAB, TAB_TDB), `center_weight`. glscl: `query_share`, `cross_att_share`, `temp`,
+            clip2video and what has tdb: `temporal_proj` (default, sigmoid_mlp, sigmoid_selfA) and
+            `mask_differences`. clip2video: `center_proj` (None for no TAB, plain, TAB, TAB_TDB),
+            `center_weight`. glscl: `query_share`, `cross_att_share`, `temp`,
             `alpha`, `beta`, `loss2_weight`.
 
     Raises:
         ConfigError: unknown family or option. CheckpointError: unsafe or damaged file; weights wider than
             float32; missing, unexpected or mis-sized keys, listed.
     """
-    check_options(family, options)
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     state = read_official(source)
+    check_options(family, options, state)
     lengths = {key: options.pop(key) for key in ["max_words", "max_frames"] if key in options}
     return fill_officially(read_config(state, family, options, name), state, name, family, lengths)
 

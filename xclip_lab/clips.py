@@ -203,11 +203,14 @@ def load_frames(
     except ValueError as error:
         raise VideoError(f"{sample.path}: {error}; data.sampler=uniform takes any video") from error
     if not indices:
-        stretch = f"{sample.start or 0:g} and {sample.end or info.duration:g} s"
+        end = info.duration if sample.end is None else sample.end
+        remedy = "mend its start and end"
+        if data.sampler != "uniform":
+            remedy += " or take data.sampler=uniform"
         raise VideoError(
-            f"{sample.path}: no frame to take between {stretch} (data.sampler={data.sampler}, "
-            f"data.feature_framerate={data.feature_framerate}), the video lasts {info.duration:.2f} s "
-            f"(video {sample.video_id!r})"
+            f"{sample.path}: no frame to take between {sample.start or 0:g} and {end:g} s "
+            f"(data.sampler={data.sampler}, data.feature_framerate={data.feature_framerate}), the video "
+            f"lasts {info.duration:.2f} s; {remedy} (video {sample.video_id!r})"
         )
     read, decoder = video.read_frames_and_decoder(sample.path, indices, info=info, verify=verify)
     timestamps = torch.from_numpy(read.timestamps).float()

@@ -54,7 +54,7 @@ def train(arguments: Namespace) -> None:
     """Train as a preset says, or go on where the run stopped. Of several processes the first one speaks."""
     from xclip_lab import study
     from xclip_lab.config import load_config
-    from xclip_lab.distributed import first_speaks, joined, local_device, resolve_device
+    from xclip_lab.distributed import first_speaks, joined
     from xclip_lab.official import check_family
     from xclip_lab.runs import prepare_data
     from xclip_lab.train import fit
@@ -69,7 +69,7 @@ def train(arguments: Namespace) -> None:
         check_family(arguments.family, config)
     with joined(config.train.device) as ranks, first_speaks(ranks):
         # What can be refused is refused before clips are made.
-        resolve_device(local_device(config.train.device, ranks.world, ranks.local_rank))
+        ranks.device(config.train.device)
         run_dir = ranks.share(_run_dir(arguments, config) if ranks.first else None)
         model = study.new_model(config) if config.data.dataset == "synthetic" else None
         # One after the other: machines that share a disk make the data once, the others each for itself.
@@ -118,7 +118,7 @@ def evaluate(arguments: Namespace) -> None:
         print(result)
         if ranks.first:
             print(f"saved in {result.save(place)}")
-            keep_metrics(place, model.origin.run)
+            keep_metrics(place, model.origin.run, opened, split)
 
 
 def _what_to_evaluate(arguments: Namespace) -> tuple[Path | None, str | Path]:
@@ -360,10 +360,11 @@ def _backbone(name: str | None) -> str:
 
 def _run_dir(arguments: Namespace, config: RunConfig) -> Path:
     """The run's folder, said aloud."""
-    from xclip_lab.runs import new_run_dir
+    from xclip_lab.runs import RunError, new_run_dir
 
     run_dir = Path(arguments.run_dir) if arguments.run_dir else new_run_dir(config)
-    check_writable(run_dir, " for the run")
+    if arguments.run_dir:
+        check_writable(run_dir, " for the run", RunError)
     print(f"run folder {run_dir}", flush=True)
     return run_dir
 

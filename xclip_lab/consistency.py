@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from xclip_lab.blocks import check_width
 from xclip_lab.datasets import DATASETS
 from xclip_lab.datasets.base import PROTOCOLS, SPLITS, Source
 from xclip_lab.datasets.reading import asked_for
-from xclip_lab.errors import ConfigError, DatasetError
+from xclip_lab.errors import AbsentError, ConfigError, DatasetError
 from xclip_lab.heads import HEADS
 from xclip_lab.pretrained import unknown_weights
 from xclip_lab.registry import did_you_mean
@@ -55,9 +56,13 @@ def check_together(config: RunConfig) -> None:
     if config.temporal.agg_module in ("seqTransf", "tdb"):
         check_width(width, config.temporal.agg_module)
         most["max_frames"] = positions
+    elif getattr(config.head, "center_proj", None) == "TAB":  # it gives them to every second frame
+        most["max_frames"] = 2 * positions
     for key, limit in most.items():
         if getattr(config, key) > limit:
-            raise ConfigError(f"{key}: {getattr(config, key)} is not allowed (there are {limit} positions)")
+            raise ConfigError(
+                f"{key}: {getattr(config, key)} is not allowed (there are positions for {limit})"
+            )
     if train.batch_size % train.accumulate:
         below = train.batch_size // train.accumulate * train.accumulate
         fits = " or ".join(str(size) for size in (below, below + train.accumulate) if size)
@@ -70,12 +75,7 @@ def check_together(config: RunConfig) -> None:
             "towers.precision: fp16 is the official recipe's way; with optim.recipe=modern or "
             "train.precision=bf16 the weights stay fp32"
         )
-    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", train.device):
-        near = did_you_mean(train.device, _DEVICES)
-        raise ConfigError(
-            f"train.device: {train.device!r} is not allowed "
-            f"(allowed: {', '.join(_DEVICES)} and, of several, such as cuda:1{near})"
-        )
+    _check_device(train.device)
     _check_splits(config.data)
     if config.data.dataset == "synthetic":
         from xclip_lab.synthetic.plan import check  # the package around it imports the config
@@ -83,14 +83,28 @@ def check_together(config: RunConfig) -> None:
         check(config.data.generate)
 
 
+def _check_device(name: str) -> None:
+    """Any that torch knows: a run of another machine's device can be evaluated here."""
+    try:
+        torch.device("cpu" if name == "auto" else name)
+    except RuntimeError:
+        raise ConfigError(
+            f"train.device: {name!r} is not allowed (allowed: {', '.join(_DEVICES)} and, of several, such as "
+            f"cuda:1{did_you_mean(name, _DEVICES)})"
+        ) from None
+
+
 def _check_splits(data: DataConfig) -> None:
     if data.dataset not in ("folder", "synthetic", *PROTOCOLS):
         return
+    own = (split for rules in PROTOCOLS.get(data.dataset, {}).values() for split in rules.splits)
+    # The usual ones in any case: `val` may mean `test`, and presets name all three.
+    known = [*dict.fromkeys((*SPLITS, *own))]
     for key in ("train_split", "val_split", "test_split"):
         split = getattr(data, key)
-        if split is not None and split not in SPLITS:
-            near = did_you_mean(split, SPLITS)
-            raise ConfigError(f"data.{key}: {split!r} is not allowed (allowed: {', '.join(SPLITS)}{near})")
+        if split is not None and split not in known:
+            near = did_you_mean(split, known)
+            raise ConfigError(f"data.{key}: {split!r} is not allowed (allowed: {', '.join(known)}{near})")
 
 
 def check_names(config: RunConfig, given: Mapping[str, Any]) -> None:
@@ -128,6 +142,8 @@ def _check_protocol(data: DataConfig) -> None:
     try:
         if data.dataset in PROTOCOLS:
             asked_for(data.dataset, Source(Path(), "test", data.protocol))
+    except AbsentError:  # the protocol is there, without this split
+        pass
     except DatasetError as error:
         raise ConfigError(f"data.protocol: {error}") from None
 

@@ -273,7 +273,8 @@ def _end_of_asf_data(file: BinaryIO, size: int) -> int:
     place = int.from_bytes(header[16:24], "little")
     file.seek(place)
     data, properties = file.read(24), header.find(_ASF_PROPERTIES)
-    if properties < 0 or header[properties + 88] & 1 or not data.startswith(_ASF_DATA):
+    flags = header[properties + 88 : properties + 89]
+    if properties < 0 or not flags or flags[0] & 1 or not data.startswith(_ASF_DATA):
         return 0
     return place + int.from_bytes(data[16:], "little")
 

@@ -28,10 +28,10 @@ def check(arguments: Namespace) -> None:
     """What of a dataset is there, and whether its protocol can be run with it."""
     from xclip_lab.check import check as look
 
-    out = Path(arguments.out or "runs/data_check/report.json")
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name the JSON file in it")
-    check_writable(out.parent, " for the report (--out)")
+    if arguments.out and Path(arguments.out).is_dir():
+        raise ConfigError(f"--out {arguments.out} is a folder; name the JSON file in it")
+    place = Path(arguments.out).parent if arguments.out else "runs/data_check"
+    check_writable(place, " for the report (--out)")
     report = look(
         arguments.name,
         arguments.root,

@@ -95,6 +95,10 @@ class Ranks:
         """Whether this is the process that keeps the run folder."""
         return self.rank == 0
 
+    def device(self, name: str) -> torch.device:
+        """What the setting `train.device` means for this process. Raises TrainingError: no such device."""
+        return resolve_device(local_device(name, self.world, self.local_rank))
+
     def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
         """Every process's numbers, equally many each, in the order of ranks."""
         if self.world == 1:
@@ -306,8 +310,8 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, device=device).cpu()  # `meta` has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise TrainingError(f"train.device: {name!r} cannot be used here; try auto or cpu") from error
     return device
 

@@ -11,6 +11,7 @@ from pathlib import Path
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_MACHINE = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
 _FEW = 5
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -103,12 +104,12 @@ def _error_number(error: BaseException | None) -> int | None:
 
 def printable(name: str) -> str:
     """A name, or what holds one, as text in one line that any file and terminal takes: files' names may hold
-    line breaks, and bytes that are no UTF-8.
+    line breaks, other control characters, and bytes that are no UTF-8.
 
     >>> print(printable("a\\nb\\udcff.mp4"))
     a\\nb\\udcff.mp4
     """
-    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def first_few(names: Iterable[object], between: str = ", ") -> str:

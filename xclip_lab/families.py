@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,28 +21,29 @@ OfficialConfig = Callable[[State, dict[str, Any]], ModelConfig]
 FAMILIES: Registry[OfficialConfig] = Registry("family")
 """Each raises CheckpointError for a state dict that lacks what sizes are read off."""
 _OF_DIFFERENCES = ("temporal_proj", "mask_differences")
+_TDB_KEY = "type_position_embeddings.weight"
 _TEMPORAL_OPTIONS = (*_OF_DIFFERENCES, "mixed_head_masks")
 _SIZES = {"layers", "positions", "centers", "queries", "feed_forward"}
 """Settings of heads that the shapes tell."""
 
 
-def options_of(family: str) -> list[str]:
-    """What may be told of a family's model beside its shapes, sorted."""
+def options_of(family: str, state: State = MappingProxyType({})) -> list[str]:
+    """What one may tell of a family's model beside its shapes, sorted; of `tdb` where it may have one."""
     heads = [HEADS[name] for name in HEADS.names() if HEADS[name].family == family]
     settings = {field.name for head in heads for field in dataclasses.fields(head.config_class)}
     told = {"agg_module", "max_words", "max_frames", *_TEMPORAL_OPTIONS}
-    has_not = () if family == "clip2video" else _OF_DIFFERENCES
+    has_not = () if family == "clip2video" or _TDB_KEY in state else _OF_DIFFERENCES
     return sorted((told | settings) - {*_SIZES, "name", *has_not})
 
 
-def check_options(family: str, options: Mapping[str, Any]) -> None:
-    """Refuse a family that does not exist, or options that it does not have.
+def check_options(family: str, options: Mapping[str, Any], state: State) -> None:
+    """Refuse a family that does not exist, or options that its model with this state dict does not have.
 
     Raises:
         ConfigError: lists what there is.
     """
     _ = FAMILIES[family]
-    known = options_of(family)
+    known = options_of(family, state)
     for key in options:
         if key not in known:
             raise ConfigError(
@@ -112,9 +114,9 @@ def _config(
     options: dict[str, Any],
     agg_module: str,
     head: dict[str, Any],
-    **temporal: Any,
 ) -> ModelConfig:
     """Common to all: what options say goes over what the family does officially."""
+    temporal = {"temporal_proj": _projection(state)} if _TDB_KEY in state else {}
     temporal |= {key: options.pop(key) for key in _TEMPORAL_OPTIONS if key in options}
     patch = "3d" if "clip.visual.conv2.weight" in state else "2d"
     sizes = _tower_sizes(state)
@@ -148,11 +150,18 @@ _USUAL = ("meanP", "seqLSTM", "seqTransf")
 def _agg_module(state: State, options: dict[str, Any], *more: str) -> str:
     """As the option says, else as the keys tell. `more`: what a family has beside the usual."""
     if count_layers(state, "transformerClip"):
-        by_keys = "tdb" if "type_position_embeddings.weight" in state else "seqTransf"
+        by_keys = "tdb" if _TDB_KEY in state else "seqTransf"
     else:
         by_keys = "seqLSTM" if any(key.startswith("lstm_visual.") for key in state) else "meanP"
     told = options.pop("agg_module", None)
     return by_keys if told in (None, by_keys) else check("agg_module", Literal[(*_USUAL, *more)], told)
+
+
+def _projection(state: State) -> str:
+    """`temporal_proj` of a model with `tdb`."""
+    if "frame2t_projection" in state:
+        return "sigmoid_mlp"
+    return "sigmoid_selfA" if count_layers(state, "frame2t_attention") else "default"
 
 
 @FAMILIES.register("clip4clip")
@@ -178,14 +187,12 @@ def _xclip(state: State, options: dict[str, Any]) -> ModelConfig:
 @FAMILIES.register("clip2video")
 def _clip2video(state: State, options: dict[str, Any]) -> ModelConfig:
     agg_module = _agg_module(state, options, "tdb")
-    projection = "sigmoid_selfA" if count_layers(state, "frame2t_attention") else "default"
-    projection = "sigmoid_mlp" if "frame2t_projection" in state else projection
     head: dict[str, Any] = {"name": "clip2video", "center_proj": None}
     if "weight_center" in state:
         with_layer = "TAB_TDB" if agg_module == "tdb" else "TAB"
         head["center_proj"] = with_layer if count_layers(state, "actionClip") else "plain"
         head["centers"] = _size(state, "weight_center")
-    return _config(state, options, agg_module, head, temporal_proj=projection)
+    return _config(state, options, agg_module, head)
 
 
 @FAMILIES.register("glscl")

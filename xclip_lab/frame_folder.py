@@ -26,7 +26,7 @@ def images(folder: Path) -> list[Path]:
     """The frames of a folder: `img_2.jpg` stands before `img_10.jpg`. What is no image does not count.
 
     Raises:
-        VideoError: none there, videos beside them, or the folder cannot be listed.
+        VideoError: none there, as many videos beside them, or the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as scan:
@@ -35,7 +35,7 @@ def images(folder: Path) -> list[Path]:
         raise VideoError(f"{folder}: cannot be listed ({error.strerror})") from error
     names = [entry.name for entry in entries if _is_image(entry)]
     videos = [entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES]
-    if names and videos:
+    if names and len(videos) >= len(names):  # fewer are previews
         raise VideoError(f"{folder}: pictures beside videos are no frames; name one, such as {min(videos)}")
     if not names:
         raise VideoError(f"{folder}: a folder without a frame in it ({', '.join(sorted(IMAGE_SUFFIXES))})")

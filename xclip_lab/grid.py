@@ -225,7 +225,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     try:
         content = read_yaml(path)
     except ConfigError as error:
-        raise GridError(f"{path} cannot be read as a grid: {error}") from error
+        raise GridError(str(error)) from error
     if not isinstance(content, dict):
         raise GridError(f"{path} does not hold the keys of a grid, such as preset and axes")
     return content, path.stem

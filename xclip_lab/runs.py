@@ -73,7 +73,7 @@ def new_run_dir(config: RunConfig, root: str | Path = "runs") -> Path:
     config ever gets the same folder.
 
     Raises:
-        RunError: the folder cannot be made.
+        RunError: the folder cannot be made or written; nothing is left there.
     """
     lasting = replace(config, train=replace(config.train, tower_chunk=None))
     root, name = Path(root), f"{config.preset}_{config_hash(lasting)}"
@@ -121,12 +121,17 @@ def evaluation_name(config: RunConfig, trained: RunConfig | None, split: str) ->
     return "evaluation/" + "-".join(part for part in (here[0], here[1], split, place) if part)
 
 
-def keep_metrics(result: Path, trained: RunConfig | None) -> None:
-    """Where `result` is that of a run on its own test split, in `<run>/evaluation/`, its metrics are those of
-    the run: `<run>/metrics.json`. A result that lies in the run's folder itself stays the run's."""
+def keep_metrics(result: Path, trained: RunConfig | None, used: RunConfig, split: str) -> None:
+    """Where `result` is that of a run on its own test split by its own settings, in `<run>/evaluation/`, its
+    metrics are those of the run: `<run>/metrics.json`. A result in the run's folder itself stays there."""
     run_dir = result.parent.parent
-    its_own = trained and result == run_dir / "evaluation" / trained.data.test_split and _is_run(run_dir)
-    if its_own and not has_result(run_dir):
+    by_its_own = trained == used and split == used.data.test_split
+    if (
+        by_its_own
+        and result == run_dir / "evaluation" / split
+        and _is_run(run_dir)
+        and not has_result(run_dir)
+    ):
         with writing(run_dir, " for the run", RunError):
             write_text(run_dir / METRICS, (result / METRICS).read_text())
 

@@ -24,7 +24,7 @@ from xclip_lab.clips import ClipDataset, Clips, FrameStore, preload
 from xclip_lab.config import RunConfig, save_config, to_dict
 from xclip_lab.consistency import check_training_frames
 from xclip_lab.datasets.base import VideoTextDataset
-from xclip_lab.distributed import PeerLost, Ranks, joined, local_device, resolve_device
+from xclip_lab.distributed import PeerLost, Ranks, joined
 from xclip_lab.errors import TrainingError
 from xclip_lab.evaluation import evaluate
 from xclip_lab.features import open_clips
@@ -148,13 +148,13 @@ class Trainer:
             "train": dataset_fingerprint(train),
             "val": dataset_fingerprint(val) if val is not None else None,
         }
-        self.device = resolve_device(
-            local_device(config.train.device, self.ranks.world, self.ranks.local_rank)
-        )
+        self.device = self.ranks.device(config.train.device)
         self.model = model.to(self.device)
         self.checkpoints = Checkpoints(run_dir)
+        self.clips: Clips | None = None
         if config.data.features is not None and not self.checkpoints.last.exists():
-            open_clips(self.model, train, config)  # do they fit?
+            # Refused here, if they do not fit; a run that goes on gets its weights first.
+            self.clips = open_clips(self.model, train, config, training=True)
         named = [(official_name(name), parameter) for name, parameter in model.named_parameters()]
         freeze_parameters(named, config.towers.freeze_layer_num, config.towers.freeze_with_3d_patch)
         if config.data.features is not None:
@@ -203,7 +203,7 @@ class Trainer:
 
     def run(self, store: FrameStore | None, progress: bool) -> None:
         """All steps that are left."""
-        clips = open_clips(self.model, self.train, self.config, store, training=True)
+        clips = self.clips or open_clips(self.model, self.train, self.config, store, training=True)
         if self.config.data.preload and isinstance(clips, ClipDataset):
             clips.store = store or preload(clips, progress)
             self.val_store = self._preload_val(progress)

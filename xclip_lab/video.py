@@ -143,13 +143,14 @@ def _wanted(
     try:
         if indices is None:
             indices = sampling.indices_between(info.timestamps, info.duration, start, end)
-        strange = [index for index in indices if not 0 <= operator.index(index) < info.frame_count]
+        wanted = [operator.index(index) for index in indices]
     except TypeError as error:
         asked = f"start {start!r}, end {end!r}" if indices is None else f"indices {indices!r}"[:80]
         raise VideoError(f"{info.path}: {asked}: give seconds, or whole numbers of frames") from error
-    if strange:
-        raise VideoError(f"{info.path}: frame {strange[0]} was asked for, it has {info.frame_count}")
-    return np.asarray(indices, dtype=np.int64)
+    for index in wanted:
+        if not 0 <= index < info.frame_count:
+            raise VideoError(f"{info.path}: frame {index} was asked for, it has {info.frame_count}")
+    return np.asarray(wanted, dtype=np.int64)
 
 
 def iterate_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

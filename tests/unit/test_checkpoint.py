@@ -195,6 +195,21 @@ def test_tdb_is_of_clip2video_alone():
         load_official(state, "xclip", agg_module="tdb")
     for options in ({}, {"agg_module": "tdb"}):
         assert load_official(mixed, "xclip", **options).config.temporal.agg_module == "tdb"
+    with pytest.raises(ConfigError, match="unknown option 'mask_differences' of xclip"):
+        load_official(state, "xclip", mask_differences=True)
+
+
+@pytest.mark.parametrize("projection", ["default", "sigmoid_mlp", "sigmoid_selfA"])
+@pytest.mark.parametrize("head", ["clip4clip", "xclip", "clip2video", "glscl"])
+def test_round_trip_of_tdb_under_every_head(tmp_path, head, projection):
+    of_temporal = {"agg_module": "tdb", "temporal_proj": projection, "mask_differences": True}
+    model = tiny(**{"head.name": head, **{f"temporal.{key}": of_temporal[key] for key in of_temporal}})
+    save_official(model, tmp_path / "own.bin")
+    for options in ({}, {"temporal_proj": projection}, {"mask_differences": True}):
+        again = load_official(tmp_path / "own.bin", head, **options)
+        assert same_weights(model, again)
+        assert again.config.temporal.temporal_proj == projection
+        assert again.config.temporal.mask_differences == ("mask_differences" in options)
 
 
 def test_frames_without_positions_have_no_limit():
@@ -202,8 +217,19 @@ def test_frames_without_positions_have_no_limit():
     state = official_state_dict(tiny(**many))
     assert load_official(state, "xclip").config.max_frames == 100
     for agg_module in ("seqTransf", "tdb"):
-        with pytest.raises(ConfigError, match=r"max_frames: 100 is not allowed \(there are 77 positions\)"):
+        with pytest.raises(
+            ConfigError, match=r"max_frames: 100 is not allowed \(there are positions for 77\)"
+        ):
             tiny(**many | {"temporal.agg_module": agg_module})
+
+
+def test_tab_has_a_position_for_every_second_frame():
+    settings = {"head.name": "clip2video", "head.center_proj": "TAB", "temporal.agg_module": "seqLSTM"}
+    model = tiny(**settings, max_frames=154)
+    frames, mask = torch.randn(1, 154, model.clip.sizes.embed_dim), torch.ones(1, 154)
+    assert model.head.with_added_tokens(frames, mask, model.temporal)[0].shape[1] == 154 + 77
+    with pytest.raises(ConfigError, match=r"max_frames: 155 is not allowed \(there are positions for 154\)"):
+        tiny(**settings, max_frames=155)
 
 
 @pytest.mark.parametrize("prefix", ["clip.transformer.", "clip.visual.transformer."])

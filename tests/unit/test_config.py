@@ -11,6 +11,8 @@ import pytest
 from xclip_lab import config
 from xclip_lab.config import config_from_dict, load_config, presets, save_config, to_dict
 from xclip_lab.datasets import DATASETS
+from xclip_lab.datasets.base import PROTOCOLS, Known, Protocol
+from xclip_lab.datasets.reading import own_name
 from xclip_lab.errors import ConfigError
 from xclip_lab.grid import load_grid
 from xclip_lab.heads import HEADS
@@ -84,8 +86,8 @@ def test_overrides_reach_nested_keys_and_strings_are_read_as_values():
         ({"train.select": "t2v/R@2"}, r"train.select: 't2v/R@2' is not allowed .*did you mean 't2v/R@"),
         ({"towers.precision": "fp16"}, r"towers.precision: fp16 is the official recipe's way"),
         ({"optim.beta2": 1}, r"optim.beta2: 1 is not allowed \(expected a number from 0 to below 1\)"),
-        ({"max_frames": 100}, r"max_frames: 100 is not allowed \(there are 77 positions\)"),
-        ({"towers.architecture.context_length": 16}, r"max_words: 24 is not allowed .*16 positions"),
+        ({"max_frames": 100}, r"max_frames: 100 is not allowed \(there are positions for 77\)"),
+        ({"towers.architecture.context_length": 16}, r"max_words: 24 is not allowed .*positions for 16"),
         ({"towers.architecture.embed_dim": 200}, r"embed_dim: 200 is not allowed .*192, 256"),
         ({"seed": 2**32}, r"seed: 4294967296 is not allowed \(expected a whole number from 0 to"),
         ({"head.name": ["a"]}, r"head.name: \['a'\] is not allowed"),
@@ -148,13 +150,20 @@ def test_names_that_nobody_knows_are_refused_where_they_are_given_alone(tmp_path
         {"towers.pretrained": "runs/a/model.safetensors"},
     ]
     known += [{"towers.pretrained": name} for name in ("laion400m_e32", None, "later.pt", "there")]
-    known += [{"train.device": name} for name in ("auto", "cpu", "cuda", "cuda:3", "mps")]
+    known += [{"train.device": name} for name in ("auto", "cpu", "cuda", "cuda:3", "mps", "xpu:1")]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").touch()
     for overrides in known:
         load_config("xclip-msrvtt-b32", overrides)
     monkeypatch.setitem(DATASETS._entries, "mine", None)
     assert load_config("quickstart", {"data.dataset": "mine", "data.val_split": "held-out"})
+    splits = {"train": Known(None, None), "dev": Known(None, None)}
+    monkeypatch.setitem(PROTOCOLS, "mine", {"standard": Protocol(splits, {})})
+    for split in ("dev", "val"):
+        assert load_config("quickstart", {"data.dataset": "mine", "data.val_split": split})
+        assert own_name("mine", split, None) == split
+    with pytest.raises(ConfigError, match=r"'held-out' is not allowed \(allowed: train, val, test, dev\)"):
+        load_config("quickstart", {"data.dataset": "mine", "data.val_split": "held-out"})
 
 
 @pytest.mark.parametrize("value", [0, 1, "0", "1", np.bool_(False), np.int64(1), True, "false"])
@@ -193,6 +202,8 @@ def test_a_key_that_stands_twice_in_a_file(tmp_path):
             reader(file)
     file.write_text("usual: &usual\n  lr: 1.0e-3\ntrain:\n  <<: *usual\n  lr: 1.0e-4\n  epochs: 3\n")
     assert preset_values(file)[0]["train"] == {"lr": 1e-4, "epochs": 3}
+    file.write_text("parts: [&a {x: 1}, &b {y: 2}]\nwhole:\n  <<: *a\n  <<: *b\n  1: int\n  '1': text\n")
+    assert preset_values(file)[0]["whole"] == {"x": 1, "y": 2, 1: "int", "1": "text"}
 
 
 def test_configs_are_frozen():

@@ -87,7 +87,7 @@ def test_a_file_is_a_grid_and_the_call_overrides_it(tmp_path):
     ("grid", "told"),
     [
         ("xclip-contrast", "did you mean 'xclip-contrasts'"),
-        ("missing.yaml", "missing.yaml cannot be read"),
+        ("missing.yaml", "missing.yaml: cannot be read"),
         ({"preset": "quickstart"}, "axes is missing"),
         ({**OWN, "axis": {}}, "unknown key 'axis'; did you mean 'axes'"),
         ({**OWN, "axes": {"head.temperature": 0.1}}, "axis head.temperature is neither a list"),

@@ -132,7 +132,7 @@ def test_an_executed_notebook(tmp_path, capsys):
     [
         (
             "from xclip_lab.errors import ConfigError\nraise ConfigError('no such\\nkey')",
-            r"no such(\\n| )key \(cell",
+            r"no such\\nkey \(cell",
         ),
         ("1 / 0", r"ZeroDivisionError: division by zero \(cell"),
         ("import os\nos._exit(1)", "the process of the notebook died"),
@@ -188,6 +188,21 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None, f"ended with {process.returncode}"
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_result_in_the_folder_of_a_run_stays(tmp_path):
+    run_dir, result = tmp_path / "run", tmp_path / "run" / "evaluation" / "test"
+    config = load_config("quickstart")
+    result.mkdir(parents=True)
+    save_config(config, run_dir / "config.yaml")
+    (result / "metrics.json").write_text("new")
+    (run_dir / "metrics.json").write_text("old")
+    for name, kept in (("stamp.json", "old"), (None, "new")):
+        (run_dir / "stamp.json").unlink(missing_ok=True)
+        if name:
+            (run_dir / name).write_text("{}")
+        runs.keep_metrics(result, config, config, "test")
+        assert (run_dir / "metrics.json").read_text() == kept
 
 
 def test_list_of_runs(tmp_path):

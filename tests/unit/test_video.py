@@ -340,6 +340,7 @@ def test_what_is_no_path_and_no_index(tmp_path):
     for indices in (["a"], [[1]], [math.nan], [1.5], 1, np.array([[0, 1]])):
         with pytest.raises(VideoError, match=r"a\.mp4: indices .*: give seconds, or whole numbers of frames"):
             video.read_frames(path, indices)
+    assert numbers(video.read_frames(path, iter([2, 0])).frames) == [2, 0]
     with pytest.raises(VideoError, match="frame 1000000000000000000000000000000 was asked for, it has 3"):
         video.read_frames(path, [10**30])
     with pytest.raises(VideoError, match="start 'a', end None: give seconds"):

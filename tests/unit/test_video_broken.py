@@ -135,6 +135,21 @@ class Pipe:
         self.data = data
 
 
+@pytest.mark.parametrize("of_header", [60, 100, -10])
+def test_asf_with_a_long_header(tmp_path, of_header):
+    """What says how it was recorded may lie across the end of what is read of the header, or behind it."""
+    path = write_video(tmp_path / "a.wmv", 20, codec="wmv2")
+    data = bytearray(path.read_bytes())
+    properties = data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    padding = bytes.fromhex("74d40618dfca0945a4ba9aabcb96aae8")
+    length = (1 << 16) - of_header - properties
+    data[properties:properties] = (padding + length.to_bytes(8, "little")).ljust(length, b"\0")
+    data[16:24] = (int.from_bytes(data[16:24], "little") + length).to_bytes(8, "little")
+    data[24] += 1  # objects in the header
+    path.write_bytes(data)
+    assert video.probe(path).frame_count == 20
+
+
 def test_asf_recorded_live_knows_no_length(tmp_path):
     source, pipe, path = write_video(tmp_path / "a.wmv", 20, codec="wmv2"), Pipe(), tmp_path / "live.wmv"
     with av.open(str(source)) as whole, av.open(pipe, "w", format="asf") as live:

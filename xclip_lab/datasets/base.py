@@ -100,7 +100,7 @@ class VideoTextDataset:
 
 def _check_text(sample: Sample, root: Path) -> None:
     try:
-        (sample.video_id + sample.caption).encode()
+        f"{sample.video_id}{sample.caption}".encode()
     except UnicodeEncodeError as error:
         raise DatasetError(
             f"{root}: video {sample.video_id!r}, caption {sample.caption[:80]!r}: its id or caption holds "

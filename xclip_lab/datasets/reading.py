@@ -50,7 +50,10 @@ def own_name(dataset: str, split: str, protocol: str | None) -> str:
     """
     if dataset not in PROTOCOLS or split != "val":
         return split
-    name, _ = asked_for(dataset, Source(Path(), "test", protocol))
+    try:
+        name, _ = asked_for(dataset, Source(Path(), "test", protocol))
+    except AbsentError:
+        return split
     return "test" if PROTOCOLS[dataset][name].val_is_test else split
 
 
