@@ -231,8 +231,8 @@ def _parser() -> _Parser:
         data_commands.check,
         "tell what of a dataset is there, and what its protocol still needs",
         "Reads the annotations, and of every video the first frame and the last (about ten videos a second "
-        "and core; --no-probe opens none); a table goes to the screen, all of it as JSON to a file. Exit code "
-        "2 if by that an evaluation or a training cannot be run.",
+        "and core; --no-probe opens none); a table goes to the screen, all of it as JSON to a file. Exit "
+        "code 2 if by that an evaluation or a training cannot be run.",
         example="xclip-lab data check msrvtt --root data/msrvtt --videos data/msrvtt/videos",
     )
     check.add_argument("name", metavar="NAME", help="a dataset, such as msrvtt, folder or synthetic")
