@@ -249,7 +249,7 @@ def _to_numpy(values: Any, name: str) -> np.ndarray:
             values = values.detach().cpu()
             values = values.float() if str(values.dtype) == "torch.bfloat16" else values
         return np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+    except (ValueError, TypeError, RuntimeError) as error:  # torch raises the last of sparse tensors
         raise MetricError(f"{name}: expected a plain array, rows of one length: {one_line(error)}") from error
 
 
